@@ -1,0 +1,1 @@
+"""torch_gfshadow: the gradient flow beside your training loop."""

@@ -1,0 +1,67 @@
+"""The one door between the model's parameters and a flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Layout:
+    """Order, shapes, dtypes and devices of the parameters that make up θ ∈ R^d.
+
+    Args:
+        names: One name per parameter, as ``model.named_parameters()`` spells it.
+        params: The parameters, each once; order defines the flat vector.
+    """
+
+    def __init__(self, names: Sequence[str], params: Sequence[nn.Parameter]) -> None:
+        self.names = tuple(names)
+        self.params = tuple(params)
+        self.shapes = tuple(p.shape for p in params)
+        self.sizes = tuple(p.numel() for p in params)
+        self.dim = sum(self.sizes)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the flat vector: the first parameter's."""
+        return self.params[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Widest floating dtype among the parameters."""
+        dtype = self.params[0].dtype
+        for param in self.params[1:]:
+            dtype = torch.promote_types(dtype, param.dtype)
+        return dtype
+
+    def flatten(self, tensors: Iterable[Tensor | None], dtype: torch.dtype | None = None) -> Tensor:
+        """Copy ``tensors`` (``None`` counts as zeros) into one new vector of shape ``[d]``."""
+        flat = torch.empty(self.dim, dtype=dtype or self.dtype, device=self.device)
+        start = 0
+        for tensor, size in zip(tensors, self.sizes, strict=True):
+            part = flat[start : start + size]
+            if tensor is None:
+                part.zero_()
+            else:
+                part.copy_(tensor.detach().reshape(-1))
+            start += size
+        return flat
+
+    def current(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the parameters as they are now, as one new vector of shape ``[d]``."""
+        return self.flatten(self.params, dtype)
+
+    def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return name → tensor in each parameter's own shape, dtype and device.
+
+        Views of ``flat`` where dtype and device already agree.
+        """
+        parts = torch.split(flat, list(self.sizes))
+        return {
+            name: part.view(shape).to(dtype=param.dtype, device=param.device)
+            for name, part, shape, param in zip(
+                self.names, parts, self.shapes, self.params, strict=True
+            )
+        }

@@ -1,0 +1,47 @@
+"""Flow time t_k = Σ η_j, and the schedules that say when something is due."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class FlowClock:
+    """Step count and flow time, summed with compensation so that 10⁶ steps lose nothing."""
+
+    step: int = 0
+    time: float = 0.0
+    _carry: float = 0.0
+
+    def tick(self, step_size: float) -> float:
+        """Advance by one step of size ``step_size`` and return the new time."""
+        self.step += 1
+        increment = step_size - self._carry
+        total = self.time + increment
+        self._carry = (total - self.time) - increment
+        self.time = total
+        return total
+
+
+class SparseSchedule:
+    """Due at every step up to ``dense``, then at steps growing by ``ratio``.
+
+    A measurement on this schedule costs O(log k) evaluations in k steps, and short runs get
+    every value.
+    """
+
+    def __init__(self, dense: int, ratio: float) -> None:
+        self.dense, self.ratio = dense, ratio
+        self._next = 0
+
+    def due(self, step: int) -> bool:
+        """Say whether ``step`` is due, and if so plan the next one."""
+        if step < self._next:
+            return False
+        self._next = step + 1 if step < self.dense else max(step + 1, int(step * self.ratio))
+        return True
+
+
+def every(step: int, period: int | None) -> bool:
+    """Say whether ``step`` is a multiple of ``period`` (never for ``None``)."""
+    return period is not None and step % period == 0

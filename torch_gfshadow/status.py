@@ -1,0 +1,82 @@
+"""Status: why a number is missing or must not be trusted, as a sentence that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+
+
+class Status(str, Enum):
+    """State of a record, worst last. Compares equal to its own string: ``status == "ok"``."""
+
+    OK = "ok"
+    PENDING = "pending"
+    PASSIVE = "passive"
+    UNRESOLVED = "unresolved"
+    TRUNCATED = "truncated"
+    MISMATCH = "mismatch"
+    EXTERNAL_EDIT = "external_edit"
+    STIFF = "stiff"
+    NON_FINITE = "non_finite"
+    BLOW_UP = "blow_up"
+    DISABLED = "disabled"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def sentence(self) -> str:
+        """What happened and what to do about it, in words."""
+        return _SENTENCES[self]
+
+    @property
+    def severity(self) -> int:
+        """Rank from 0 (``OK``) upwards."""
+        return list(Status).index(self)
+
+
+def worst(statuses: Iterable[Status]) -> Status:
+    """Return the most severe of ``statuses`` (``OK`` for none)."""
+    return max(statuses, key=lambda status: status.severity, default=Status.OK)
+
+
+_SENTENCES = {
+    Status.OK: "Every reported value is resolved.",
+    Status.PENDING: "Nothing has been measured yet.",
+    Status.PASSIVE: (
+        "No gradient flow is integrated: only the run's own gradients are read. "
+        "Give attach() a model, an objective and data to get a shadow."
+    ),
+    Status.UNRESOLVED: (
+        "The solver error exceeds the discrepancy, so the discrepancy is not resolved. "
+        "Ask for a smaller resolution=, or resync() closer to where you look."
+    ),
+    Status.TRUNCATED: (
+        "The solver spent its evaluation budget before it reached the run's time. "
+        "Raise max_evals= of the solver, or resync() more often."
+    ),
+    Status.MISMATCH: (
+        "The gradient of the objective is not the gradient the optimizer used, so this is the "
+        "shadow of another problem. Make objective(model, batch) the loss that is trained."
+    ),
+    Status.EXTERNAL_EDIT: (
+        "The parameters were changed outside the optimizer. "
+        "The shadow was resynchronised there; discrepancies start anew."
+    ),
+    Status.STIFF: (
+        "The gradient flow became too stiff for the solver. "
+        "Raise the tolerances, choose a stabilised solver, or resync()."
+    ),
+    Status.NON_FINITE: (
+        "The objective or its gradient is not finite along the flow. "
+        "Check the objective at the shadow; training continues, the shadow is paused."
+    ),
+    Status.BLOW_UP: (
+        "The gradient flow left every bounded region: it may not exist beyond this time. "
+        "Training continues, the shadow is paused."
+    ),
+    Status.DISABLED: (
+        "torch_gfshadow disabled itself after an error; training went on untouched. "
+        "See shadow.errors, or attach with on_error='raise'."
+    ),
+}
