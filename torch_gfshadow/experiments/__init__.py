@@ -1,0 +1,1 @@
+"""The paper's figures as library calls, shared by the command line and the examples."""

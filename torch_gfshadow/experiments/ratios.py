@@ -1,0 +1,252 @@
+"""The paper's own protocol: a run at step size η against runs at η/r, every r-th iterate.
+
+No solver is involved: as r grows the finer runs approach gradient flow, at r gradient evaluations
+per step. This is the independent referee of the shadow, and the price it is compared with.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_gfshadow.errors import must
+
+RATIOS = (2, 5, 10, 20)
+
+ObjectiveFn = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioRow:
+    """The runs after step ``step`` of the coarsest one.
+
+    Attributes:
+        step: Steps k taken at η; the run at η/r has taken r·k.
+        distance_from_init: ‖θ_k − θ_0‖ of the run at η, in units of θ.
+        distances: r → ‖θ_k^{η} − θ_{rk}^{η/r}‖, in units of θ. To first order in η this is
+            (1 − 1/r) times the discrepancy from the flow.
+        extrapolated: Estimate of the discrepancy itself, ‖θ_k^{η} − θ̂‖, where θ̂ extrapolates
+            the two finest runs linearly to step size zero (Richardson).
+        extrapolated_error: Its error bar: how far θ̂ moves when a third run joins the
+            extrapolation, plus what rounding has contributed.
+        rounding: r → norm of the rounding errors that the run's updates have summed up.
+        losses: r → objective of that run, r = 1 for the run at η.
+    """
+
+    step: int
+    distance_from_init: float
+    distances: Mapping[int, float]
+    extrapolated: float
+    extrapolated_error: float
+    rounding: Mapping[int, float]
+    losses: Mapping[int, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as JSON-ready values; the ratios become strings."""
+        return {
+            key: {str(r): item for r, item in value.items()} if isinstance(value, dict) else value
+            for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> RatioRow:
+        """Build a row from :meth:`to_dict`'s output."""
+        fields: dict[str, Any] = {
+            key: {int(r): item for r, item in value.items()} if isinstance(value, dict) else value
+            for key, value in row.items()
+        }
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class RatioRun:
+    """All rows of one protocol run and what they cost.
+
+    Attributes:
+        rows: One per recorded step, step 0 first.
+        steps: Steps taken at η.
+        n_grad_evals: Gradients evaluated by all runs together.
+        extra_per_step: Gradients per step beyond the one that the run at η needs anyway, Σ r.
+    """
+
+    rows: Sequence[RatioRow]
+    steps: int
+    n_grad_evals: int
+    extra_per_step: float
+
+
+def run_ratios(
+    model: nn.Module,
+    objective: ObjectiveFn,
+    data: Any,
+    *,
+    step_size: float = 1e-3,
+    steps: int = 10_000,
+    ratios: Sequence[int] = RATIOS,
+    every: int = 20,
+    on_row: Callable[[RatioRow], None] | None = None,
+) -> RatioRun:
+    """Run gradient descent at η and at every η/r in lockstep and record their distances.
+
+    Every run is a plain ``torch.optim.SGD`` on its own copy of ``model``, in the model's own
+    dtype. In float32 rounding limits what a fine run can show: an update of η/r·∇f below half a
+    unit in the last place of a weight is lost. Each row therefore carries the rounding error its
+    runs have summed up; a float64 model makes it negligible. Memory: two copies of the model and
+    of a float64 vector per run, whatever the number of steps.
+
+    Args:
+        model: Where all runs start; it is copied, not changed.
+        objective: ``objective(model, data)``, the scalar mean loss.
+        data: The full batch, passed on to the objective.
+        step_size: η > 0 of the coarsest run.
+        steps: Steps at η; the run at η/r takes r times as many.
+        ratios: Integers r > 1.
+        every: Steps between rows; step 0 and the last step always have one.
+        on_row: Called with each row as soon as it exists.
+
+    Returns:
+        The rows and the number of gradient evaluations.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    _check(step_size, steps, ratios, every)
+    runs = {r: _Run(model, objective, data, step_size, r) for r in (1, *sorted(set(ratios)))}
+    start = runs[1].position()
+    rows: list[RatioRow] = []
+    for step in range(steps + 1):
+        if step > 0:
+            for ratio, run in runs.items():
+                run.advance(ratio)
+        if step % every == 0 or step == steps:
+            row = _measure(step, runs, start)
+            rows.append(row)
+            if on_row is not None:
+                on_row(row)
+    total = sum(run.n_grad_evals for run in runs.values())
+    extra = (total - runs[1].n_grad_evals) / steps
+    return RatioRun(rows, steps, total, extra)
+
+
+def append_row(path: Path, row: RatioRow) -> None:
+    """Append ``row`` to the JSON-lines file ``path`` and flush it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row.to_dict()) + "\n")
+
+
+def read_rows(path: Path) -> list[RatioRow]:
+    """Read what :func:`append_row` wrote; a torn last line is dropped.
+
+    Raises:
+        ValueError: If a line other than the last is not a row.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows: list[RatioRow] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(RatioRow.from_dict(json.loads(line)))
+        except (ValueError, TypeError) as problem:
+            if number == len(lines):
+                break
+            raise ValueError(
+                must(f"line {number} of {path}", "a ratio row", line[:60], "Restore the file.")
+            ) from problem
+    return rows
+
+
+class _Run:
+    """Plain SGD at η/r, counting gradients and summing the rounding errors of its updates."""
+
+    def __init__(
+        self, model: nn.Module, objective: ObjectiveFn, data: Any, step_size: float, ratio: int
+    ) -> None:
+        self.model = copy.deepcopy(model)
+        self.objective, self.data = objective, data
+        self.params = [p for p in self.model.parameters() if p.requires_grad]
+        self.step_size = step_size / ratio
+        self.optimizer = torch.optim.SGD(self.params, lr=self.step_size)
+        self.rounding = torch.zeros_like(self.position())
+        self.n_grad_evals = 0
+
+    def position(self) -> Tensor:
+        return _flat(self.params)
+
+    def advance(self, n: int) -> None:
+        for _ in range(n):
+            self.optimizer.zero_grad()
+            self.objective(self.model, self.data).backward()  # type: ignore[no-untyped-call]
+            self.n_grad_evals += 1
+            before = self.position()
+            self.optimizer.step()
+            gradient = _flat([p.grad for p in self.params if p.grad is not None])
+            self.rounding += self.position().sub_(before).add_(gradient, alpha=self.step_size)
+
+    def loss(self) -> float:
+        with torch.no_grad():
+            return float(self.objective(self.model, self.data))
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.detach().reshape(-1) for t in tensors]).double()
+
+
+def _measure(step: int, runs: Mapping[int, _Run], start: Tensor) -> RatioRow:
+    at = {ratio: run.position() for ratio, run in runs.items()}
+    finest = sorted(runs, reverse=True)
+    two = _weights(finest[:2])
+    three = _weights(finest[:3])
+    limit = _combine(two, at)
+    shift = _norm(_combine(three, at) - limit)
+    if len(finest) < 3:  # one ratio only: the extrapolation itself is the uncertainty
+        shift = _norm(at[finest[0]] - limit)
+    # the rounding of the run at η is part of its iterates, hence of the discrepancy
+    errors = {r: run.rounding if r > 1 else torch.zeros_like(start) for r, run in runs.items()}
+    return RatioRow(
+        step=step,
+        distance_from_init=_norm(at[1] - start),
+        distances={r: _norm(at[1] - at[r]) for r in sorted(runs) if r > 1},
+        extrapolated=_norm(at[1] - limit),
+        extrapolated_error=shift + _norm(_combine(two, errors)),
+        rounding={r: _norm(runs[r].rounding) for r in sorted(runs)},
+        losses={r: runs[r].loss() for r in sorted(runs)},
+    )
+
+
+def _weights(ratios: Sequence[int]) -> dict[int, float]:
+    """Lagrange weights that extrapolate values at step sizes η/r to step size zero."""
+    weights = {}
+    for r in ratios:
+        weight = 1.0
+        for other in ratios:
+            if other != r:
+                weight *= (1 / other) / (1 / other - 1 / r)
+        weights[r] = weight
+    return weights
+
+
+def _combine(weights: Mapping[int, float], vectors: Mapping[int, Tensor]) -> Tensor:
+    return torch.stack([weight * vectors[r] for r, weight in weights.items()]).sum(dim=0)
+
+
+def _norm(vector: Tensor) -> float:
+    return float(torch.linalg.vector_norm(vector))
+
+
+def _check(step_size: float, steps: int, ratios: Sequence[int], every: int) -> None:
+    if not step_size > 0:
+        raise ValueError(must("step_size", "positive", step_size, "The paper uses 1e-3."))
+    if steps < 1:
+        raise ValueError(must("steps", "at least 1", steps, "The paper takes 10,000."))
+    if every < 1:
+        raise ValueError(must("every", "at least 1", every, "It counts steps between rows."))
+    if not ratios or min(ratios) < 2:
+        raise ValueError(
+            must("ratios", "integers above 1", tuple(ratios), "The paper uses 2, 5, 10 and 20.")
+        )
