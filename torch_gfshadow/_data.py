@@ -1,0 +1,203 @@
+"""Data in every shape users have it, walked as the same weighted batches each time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from torch_gfshadow._random import Stream, Streams, generator_stream, python_streams, torch_streams
+from torch_gfshadow.errors import must
+
+CHUNK_SIZE = 1024
+CACHE_BYTES = 256 * 2**20
+
+_END = object()
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Return ``batch`` with ``change`` applied to its tensors, itself where nothing changed."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, (tuple, list)):
+        items = [map_tensors(change, item) for item in batch]
+        if all(new is old for new, old in zip(items, batch, strict=True)):
+            return batch
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    if isinstance(batch, MutableMapping):
+        changed = {key: map_tensors(change, item) for key, item in batch.items()}
+        if all(changed[key] is item for key, item in batch.items()):
+            return batch
+        twin = copy.copy(batch)  # keeps the class: an OrderedDict, a tokenizer's BatchEncoding
+        twin.update(changed)
+        return twin
+    return batch
+
+
+def leaves(batch: Any) -> Iterator[Any]:
+    """Yield what ``batch`` holds, in order, through tuples, lists and mappings."""
+    if isinstance(batch, (tuple, list)):
+        for item in batch:
+            yield from leaves(item)
+    elif isinstance(batch, Mapping):
+        for item in batch.values():
+            yield from leaves(item)
+    else:
+        yield batch
+
+
+class Chunks:
+    """The data as ``(batch, weight)`` pairs, weights summing to 1, the same at every walk.
+
+    A batch (tensor, tuple, list or mapping of tensors), a list of batches, a map-style dataset
+    (in chunks of 1024 samples), a DataLoader or any re-iterable of batches, or a callable that
+    returns one of these. Weights are batch sizes: the first dimension of the first tensor.
+    Small data are walked once and kept. No walk moves a random stream of the caller's, and a
+    DataLoader is read in this process, beside and not through the user's own iteration.
+    """
+
+    def __init__(self, data: Any, devices: Iterable[torch.device] = ()) -> None:
+        self._make = _maker(data)
+        self._streams = Streams(
+            [*torch_streams(devices), *python_streams(), *_own_streams(data, set())]
+        )
+        self._start = self._streams.state()
+        self._kept: list[Any] | None = []
+        sizes: list[int] = []
+        room = CACHE_BYTES
+        for batch in self._walk():
+            sizes.append(_batch_size(batch))
+            room -= sum(t.nbytes for t in leaves(batch) if isinstance(t, Tensor))
+            if self._kept is not None:
+                self._kept.append(batch)
+                if room < 0 and len(sizes) > 1:
+                    self._kept = None
+        if len(sizes) == 1:
+            sizes = [1 if sizes[0] < 0 else sizes[0]]
+        if not sizes or max(sizes) == 0:
+            raise ValueError(
+                must("data", "non-empty", f"{len(sizes)} batches of size 0", "Pass the samples.")
+            )
+        if min(sizes) < 0:
+            raise ValueError(
+                must(
+                    "data",
+                    "batches whose size can be read",
+                    f"batches without a tensor of one or more dimensions, {len(sizes)} of them",
+                    "Let a batch hold a tensor whose first dimension is the batch.",
+                )
+            )
+        self._sizes = sizes
+        self._total = sum(sizes)
+
+    def __len__(self) -> int:
+        return sum(size > 0 for size in self._sizes)
+
+    def __iter__(self) -> Iterator[tuple[Any, float]]:
+        batches = self._walk() if self._kept is None else self._kept
+        for size, batch in zip(self._sizes, batches, strict=True):
+            if size:
+                yield batch, size / self._total
+
+    def _walk(self) -> Iterator[Any]:
+        """Yield the batches; our random state is in place only while the source is working."""
+        state, iterator, batch = self._start, None, None
+        while True:
+            with self._streams.kept(), torch.inference_mode(False):
+                self._streams.load(state)
+                if iterator is None:
+                    iterator = iter(self._make())
+                batch = map_tensors(_usable, next(iterator, _END))
+                state = self._streams.state()
+            if batch is _END:
+                return
+            yield batch
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _batch_size(batch: Any) -> int:
+    for leaf in leaves(batch):
+        shape: Sequence[int] = getattr(leaf, "shape", ())
+        if len(shape) > 0:
+            return int(shape[0])
+    return -1
+
+
+def _maker(data: Any) -> Callable[[], Iterable[Any]]:
+    """Return a function that opens ``data`` anew as an iterable of batches."""
+    if data is None or isinstance(data, Iterator):
+        raise TypeError(
+            must(
+                "data",
+                "a batch, a dataset, a DataLoader or a callable",
+                f"a {type(data).__name__}" if data is not None else "None",
+                "A one-shot iterator cannot be walked twice: pass a callable that makes it.",
+            )
+        )
+    if isinstance(data, DataLoader):
+        return lambda: _beside(data)
+    if _is_dataset(data):
+        return lambda: DataLoader(data, batch_size=CHUNK_SIZE, generator=torch.Generator())
+    if isinstance(data, list) and data and all(isinstance(x, (tuple, list, Mapping)) for x in data):
+        return lambda: data
+    # A container that moves as one (`.to(device)`) is one batch, even if it can be iterated.
+    if isinstance(data, (Tensor, tuple, list, Mapping)) or callable(getattr(data, "to", None)):
+        return lambda: [data]
+    if callable(data):
+        return lambda: _called(data)
+    if isinstance(data, Iterable) and not hasattr(data, "shape"):
+        return lambda: data
+    return lambda: [data]
+
+
+def _called(data: Callable[[], Any]) -> Iterable[Any]:
+    result = data()
+    return result if isinstance(result, Iterator) else _maker(result)()
+
+
+def _is_dataset(data: Any) -> bool:
+    if isinstance(data, Dataset):
+        return True
+    plain = isinstance(data, (Tensor, tuple, list, Mapping)) or hasattr(data, "shape")
+    sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return sized and not plain and not callable(getattr(data, "to", None))
+
+
+def _beside(loader: DataLoader[Any]) -> Iterable[Any]:
+    """Return a loader over the same samples that shares no iteration state with ``loader``.
+
+    ``iter(loader)`` would restart the user's own epoch where workers are persistent.
+    """
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        return loader
+    plain: dict[str, Any] = {"collate_fn": loader.collate_fn, "generator": torch.Generator()}
+    if isinstance(loader.dataset, IterableDataset):
+        return DataLoader(
+            loader.dataset, batch_size=loader.batch_size, drop_last=loader.drop_last, **plain
+        )
+    if loader.batch_sampler is None:
+        return DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler, **plain)
+    return DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, **plain)
+
+
+def _own_streams(source: Any, seen: set[int]) -> list[Stream]:
+    """Find the generators a loader, its samplers and its datasets carry."""
+    if id(source) in seen or not hasattr(source, "__dict__"):
+        return []
+    seen.add(id(source))
+    streams: list[Stream] = []
+    for name, value in vars(source).items():
+        is_generator = isinstance(value, torch.Generator) or hasattr(value, "bit_generator")
+        if (is_generator or hasattr(value, "getstate")) and id(value) not in seen:
+            seen.add(id(value))
+            streams.append(generator_stream(value))
+        elif name in ("sampler", "batch_sampler", "dataset"):
+            streams += _own_streams(value, seen)
+    return streams

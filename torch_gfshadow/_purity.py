@@ -1,0 +1,162 @@
+"""Evaluate a live model somewhere else without leaving a trace. Read next: ``objective``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from torch_gfshadow._random import Streams
+from torch_gfshadow._tree import Layout
+from torch_gfshadow.errors import ObjectiveError, must
+
+# One number for the whole process: a checkpointed forward is recomputed in autograd's own
+# threads, so a thread-local flag would let hooks capture our batch as the user's.
+_depth = 0
+
+
+def probing() -> bool:
+    """Return whether an evaluation of ours is under way, so that module hooks can ignore it."""
+    return _depth > 0
+
+
+@contextmanager
+def isolated(device_types: Iterable[str], streams: Streams, *, eager: bool) -> Iterator[None]:
+    """Give the block a standard state of torch and take nothing of it back out.
+
+    Gradients on, inference mode and autocast off, attention by the plain formula (the fused
+    kernels have no second derivative), compiled code run eagerly if ``eager``, random streams
+    restored afterwards.
+    """
+    global _depth
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        # Entered only where needed: this runs thousands of times around small models.
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if not torch.is_grad_enabled():
+            stack.enter_context(torch.enable_grad())
+        for kind in {"cpu", *device_types} - {"meta"}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if eager:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(streams.kept())
+        torch.backends.mha.set_fastpath_enabled(False)
+        _depth += 1
+        try:
+            yield
+        finally:
+            _depth -= 1
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module under DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            return model
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether calling ``module`` runs code made by torch.compile."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+class Host:
+    """Lends a live model other parameters for the length of a block.
+
+    Everything the model holds by reference is swapped at the modules themselves, so submodule
+    calls, ``model.parameters()`` and closures over the model see it too; tied parameters get
+    one tensor. Attributes, parameters and buffers are put back by identity afterwards: what a
+    forward pass stores on its modules (batch statistics, counters, the weight of weight_norm,
+    a train/eval flag) is forgotten.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        self.model = model
+        self._names = {
+            id(param): name for name, param in zip(layout.names, layout.params, strict=True)
+        }
+
+    @contextmanager
+    def swapped(
+        self, params: Mapping[str, Tensor], dtype: torch.dtype | None = None
+    ) -> Iterator[nn.Module]:
+        """Lend ``params`` to the model; with ``dtype``, every other floating tensor is cast.
+
+        Raises:
+            ObjectiveError: If a parameter of the layout is no longer in the model.
+        """
+        modules = list(self.model.modules())
+        saved = [
+            (store, dict(store))
+            for module in modules
+            for store in (module.__dict__, module._parameters, module._buffers)
+        ]
+        lent: dict[int, Tensor] = {}
+        found = set()
+        try:
+            for module in modules:
+                for key, param in list(module._parameters.items()):
+                    if param is None:
+                        continue
+                    name = self._names.get(id(param))
+                    if name is not None:
+                        found.add(name)
+                        module._parameters[key] = cast(nn.Parameter, params[name])
+                    elif id(param) not in lent:
+                        lent[id(param)] = _held_fixed(param, dtype)
+                    if name is None:
+                        module._parameters[key] = cast(nn.Parameter, lent[id(param)])
+                for key, buffer in list(module._buffers.items()):
+                    if buffer is not None:
+                        if id(buffer) not in lent:
+                            lent[id(buffer)] = _cast(buffer.clone(), dtype)
+                        module._buffers[key] = lent[id(buffer)]
+                # Dense and sparse gradients are the same vector; only the dense kernel has a
+                # second derivative.
+                if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+                    module.sparse = False
+            if len(found) < len(self._names):
+                raise ObjectiveError(
+                    must(
+                        "model",
+                        "the module that holds the optimizer's parameters",
+                        f"{len(self._names) - len(found)} of {len(self._names)} not in it",
+                        "Attach again after replacing parameters or registering parametrizations.",
+                    )
+                )
+            yield self.model
+        finally:
+            for store, content in saved:
+                _put_back(store, content)
+
+
+def _held_fixed(param: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if not (param.requires_grad or param.is_inference()):
+        return _cast(param, dtype)
+    # A tensor of its own: a backward pass inside the objective must not reach param.grad.
+    copy = param.clone() if param.is_inference() else param
+    return _cast(copy.detach(), dtype).requires_grad_(param.requires_grad)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _put_back(store: Any, content: dict[str, Any]) -> None:
+    for key in [key for key in store if key not in content]:
+        del store[key]
+    for key, value in content.items():
+        if key not in store or store[key] is not value:
+            store[key] = value

@@ -1,0 +1,147 @@
+"""Sandbox: loss and derivatives of one batch at any θ, nothing of the live run disturbed.
+
+Read next: ``objective``, which adds the data, the counting and the checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_gfshadow._data import map_tensors
+from torch_gfshadow._purity import Host, is_compiled, isolated, unwrap
+from torch_gfshadow._random import Streams, torch_streams
+from torch_gfshadow._tree import Layout
+from torch_gfshadow.errors import ObjectiveError, must
+
+
+class Sandbox:
+    """Evaluates ``fn(model, batch)`` with other parameters and recorded random numbers.
+
+    ``dtype`` in the methods below casts parameters, buffers and batch, to check a derivative in
+    a finer precision than the model's.
+    """
+
+    def __init__(
+        self, model: nn.Module, fn: Callable[[nn.Module, Any], Tensor], layout: Layout
+    ) -> None:
+        self.model = unwrap(model)
+        self.fn = getattr(fn, "_torchdynamo_orig_callable", fn)
+        self.layout = layout
+        self.devices = {p.device for p in self.model.parameters()}
+        self.eager = any(is_compiled(module) for module in self.model.modules())
+        self.streams = Streams(torch_streams(self.devices))
+        self.random_state = self.streams.state()
+        self._host = Host(self.model, layout)
+
+    def guard(self) -> AbstractContextManager[None]:
+        """Return the context every evaluation runs in; entering it again is cheap."""
+        return isolated({d.type for d in self.devices}, self.streams, eager=self.eager)
+
+    def params_at(
+        self, theta: Tensor, dtype: torch.dtype | None = None, *, requires_grad: bool = False
+    ) -> dict[str, Tensor]:
+        """Split ``theta`` into leaf tensors of the parameters' own dtypes, or of ``dtype``."""
+        theta = theta.clone() if theta.is_inference() else theta.detach()
+        if dtype is None:
+            params = self.layout.unflatten(theta)
+        else:
+            layout = self.layout
+            parts = torch.split(theta.to(dtype), list(layout.sizes))
+            params = {
+                name: part.view(param.shape).to(param.device)
+                for name, part, param in zip(layout.names, parts, layout.params, strict=True)
+            }
+        return {name: part.requires_grad_(requires_grad) for name, part in params.items()}
+
+    def swapped(
+        self, params: Mapping[str, Tensor], dtype: torch.dtype | None = None
+    ) -> AbstractContextManager[nn.Module]:
+        """Lend ``params`` to the live model for the length of a block."""
+        return self._host.swapped(params, dtype)
+
+    def forward(self, batch: Any) -> Tensor:
+        """Return the scalar loss of the model as it stands, with the recorded random numbers."""
+        self.streams.load(self.random_state)
+        loss = self.fn(self.model, batch)
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            return loss.reshape(())
+        shape = f" of shape {list(loss.shape)}" if isinstance(loss, Tensor) else ""
+        raise ObjectiveError(
+            must(
+                "objective",
+                "a function that returns a scalar tensor",
+                f"a {type(loss).__name__}{shape}",
+                "Return the mean loss as a tensor, e.g. losses.mean().",
+            )
+        )
+
+    def pure(
+        self, batch: Any, dtype: torch.dtype | None = None
+    ) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Return params → loss on ``batch``, for torch.func and autograd, to be called in a guard.
+
+        Buffers are cloned inside, so transforms may trace it and in-place updates stay there.
+        """
+        batch = _cast(batch, dtype)
+
+        def loss(params: Mapping[str, Tensor]) -> Tensor:
+            with self.swapped(params, dtype):
+                return self.forward(batch)
+
+        return loss
+
+    def grads(
+        self,
+        params: Mapping[str, Tensor],
+        batch: Any,
+        dtype: torch.dtype | None = None,
+        *,
+        create_graph: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Return the loss on ``batch`` and its derivative by each of the leaves ``params``.
+
+        Differentiates while the parameters are lent: a checkpointed model runs its forward again
+        during the backward pass, and must find the same ones.
+        """
+        batch = _cast(batch, dtype)
+        with self.swapped(params, dtype):
+            loss = self.forward(batch)
+            if not loss.requires_grad:
+                return loss, (None,) * len(params)
+            grads = torch.autograd.grad(
+                loss, list(params.values()), create_graph=create_graph, allow_unused=True
+            )
+        return loss, tuple(g.to_dense() if g is not None and g.is_sparse else g for g in grads)
+
+    def gradient(
+        self,
+        theta: Tensor,
+        chunks: Iterable[tuple[Any, float]],
+        dtype: torch.dtype | None = None,
+    ) -> tuple[float, Tensor]:
+        """Return the weighted loss (float64) and the flat gradient over ``chunks``."""
+        out = dtype or self.layout.dtype
+        # Half precision would lose the small summands.
+        wide = torch.promote_types(out, torch.float32)
+        total = 0.0
+        flat = torch.zeros((), dtype=wide, device=self.layout.device)
+        with self.guard():
+            params = self.params_at(theta, dtype, requires_grad=True)
+            for batch, weight in chunks:
+                loss, grads = self.grads(params, batch, dtype)
+                total += weight * loss.item()
+                if weight == 1.0:
+                    return total, self.layout.flatten(grads, out)
+                flat = torch.add(flat, self.layout.flatten(grads, wide), alpha=weight)
+        return total, flat.to(out)
+
+
+def _cast(batch: Any, dtype: torch.dtype | None) -> Any:
+    if dtype is None:
+        return batch
+    return map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, batch)

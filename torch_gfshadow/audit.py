@@ -1,0 +1,74 @@
+"""Gradient audit: is the objective's gradient the one the optimizer used?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Largest sine of the angle (and relative error of the scale) that is still rounding. Measured on
+# correct pairs: 1e-14, 1e-5 and 6e-3 (bfloat16 autocast); a forgotten L2 term gives 1e-1.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Verdict on one pair of gradients; ``str(audit)`` is what records carry.
+
+    Attributes:
+        kind: ``"match"``, ``"scaled"``, ``"mismatch"``, ``"pending"`` (not compared yet) or
+            ``"none"`` (nothing to compare).
+        scale: The c that minimises ‖used − c·own‖; fold it into the step size when scaled.
+        cosine: Cosine of the angle between the two.
+    """
+
+    kind: str
+    scale: float = math.nan
+    cosine: float = math.nan
+
+    def __str__(self) -> str:
+        return f"scaled {self.scale:.4g}" if self.kind == "scaled" else self.kind
+
+
+def compare(
+    used: Tensor, own: Tensor, *, dtype: torch.dtype | None = None, atol: float = 0.0
+) -> Audit:
+    """Compare the gradient a step used with the objective's own at the same parameters.
+
+    Args:
+        used: What the optimizer consumed, shape ``[d]``.
+        own: ∇f(θ) of the objective, shape ``[d]``, same order.
+        dtype: Coarsest precision in either computation, if coarser than the tensors' own: the
+            autocast dtype of a mixed-precision loop.
+        atol: Largest ‖used − own‖ that is rounding whatever the gradients' size, in units of the
+            gradient. At a minimum both are rounding, and only an absolute scale can tell.
+
+    Returns:
+        ``match`` if equal up to rounding; ``scaled`` if parallel, used ≈ c·own with c > 0
+        (clipping, accumulation, loss scaling); ``mismatch`` otherwise, also for NaN.
+
+    Example:
+        >>> import torch
+        >>> g = torch.tensor([3.0, 4.0])
+        >>> str(compare(g, g)), str(compare(0.5 * g, g)), str(compare(g.flip(0), g))
+        ('match', 'scaled 0.5', 'mismatch')
+    """
+    tolerance = max(_TOLERANCE.get(d, 1e-3) for d in (used.dtype, own.dtype, dtype) if d)
+    a, b = used.detach().double(), own.detach().to(used.device).double()
+    norm_a, norm_b = float(a.norm()), float(b.norm())
+    if not (math.isfinite(norm_a) and math.isfinite(norm_b)):
+        return Audit("mismatch")
+    if float((a - b).norm()) <= atol or norm_a == norm_b == 0.0:
+        return Audit("match", 1.0, 1.0)
+    if norm_a == 0.0 or norm_b == 0.0:
+        return Audit("mismatch", 0.0 if norm_a == 0.0 else math.nan, 0.0)
+    unit_a, unit_b = a / norm_a, b / norm_b  # squares of tiny entries would underflow
+    cosine = max(-1.0, min(1.0, float(unit_a @ unit_b)))
+    scale = cosine * norm_a / norm_b
+    # ‖û − (û·ŵ)ŵ‖ is the sine; from 1 − cos² half the digits would be lost.
+    sine = float((unit_a - cosine * unit_b).norm())
+    if cosine <= 0.0 or sine > tolerance:
+        return Audit("mismatch", scale, cosine)
+    return Audit("match" if abs(scale - 1.0) <= tolerance else "scaled", scale, cosine)

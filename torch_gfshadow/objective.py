@@ -1,0 +1,196 @@
+"""Objective: (model, objective, data) → f(θ) and ∇f(θ) on flat vectors, without side effects.
+
+Read next: ``curvature`` (its second derivative), ``solvers`` (which follow −∇f).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_gfshadow._checks import check_function, explain
+from torch_gfshadow._data import Chunks
+from torch_gfshadow._purity import probing
+from torch_gfshadow._random import Streams, python_streams
+from torch_gfshadow._sandbox import Sandbox
+from torch_gfshadow._tree import Layout
+from torch_gfshadow.errors import ObjectiveError, must
+from torch_gfshadow.ledger import Ledger
+
+__all__ = ["Objective", "probing"]
+
+
+class Objective:
+    """The mean loss as a pure function of the flat parameter vector θ ∈ R^d.
+
+    Defined as::
+
+        f(θ) = Σ_b w_b · fn(model at θ, batch_b),    w_b = batch size / number of samples
+
+    The live model is evaluated with other parameters lent to it and is then as before: same
+    parameters, gradients, buffers, attributes, train/eval flags and random streams. Random
+    numbers drawn by the model are the same at every evaluation (dropout has one mask). Buffers,
+    and parameters outside the layout, are held at their live values. Autocast is off.
+
+    Args:
+        model: The module trained; DistributedDataParallel and torch.compile are looked through.
+        fn: ``fn(model, batch)`` → scalar mean loss.
+        data: A batch, dataset, DataLoader, list of batches, or a callable that returns one.
+        layout: Which parameters make up θ.
+        ledger: Where every evaluation is counted.
+        reduce: Averages a tensor over the ranks of a distributed run; by default one process.
+
+    Attributes:
+        initial: ``(f, ∇f)`` at the parameters the objective was built at.
+        n_chunks: Forward passes one evaluation takes.
+        sandbox: Raw, uncounted derivatives of single batches.
+
+    Raises:
+        TypeError: If ``model``, ``fn`` or ``data`` are not of the kinds above.
+        ValueError: If ``data`` is empty.
+        ObjectiveError: If the loss cannot be evaluated on the data, or is not scalar, finite,
+            deterministic and differentiable by the layout's parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        fn: Callable[[nn.Module, Any], Tensor],
+        data: Any,
+        layout: Layout,
+        ledger: Ledger,
+        *,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            got = f"a {type(model).__name__}"
+            raise TypeError(must("model", "a torch.nn.Module", got, "Pass the model trained."))
+        check_function(fn)
+        self.layout = layout
+        self.ledger = ledger
+        self.reduce = reduce
+        self.sandbox = Sandbox(model, fn, layout)
+        self._chunks = Chunks(data, self.sandbox.devices)
+        self._loss_needs_graph = False
+        # The user's function may draw from these; only torch's streams are replayed.
+        with Streams(python_streams()).kept():
+            self.initial = self._checked()
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of forward passes one evaluation takes."""
+        return len(self._chunks)
+
+    def loss(self, theta: Tensor, purpose: str) -> float:
+        """Return f(θ), one forward pass over the data, accumulated in float64."""
+        self.ledger.losses[purpose] += 1
+        return self.mean(self._loss(theta, self._chunks))
+
+    def loss_and_grad(self, theta: Tensor, purpose: str) -> tuple[float, Tensor]:
+        """Return f(θ) and ∇f(θ), shape ``[d]``, in the layout's dtype and on its device."""
+        self.ledger.grads[purpose] += 1
+        loss, grad = self.sandbox.gradient(theta, self._chunks)
+        return self.mean(loss), grad if self.reduce is None else self.reduce(grad)
+
+    def mean(self, value: float) -> float:
+        """Return ``value`` averaged over the ranks of a distributed run."""
+        if self.reduce is None:
+            return value
+        wide = torch.promote_types(self.layout.dtype, torch.float32)
+        return float(self.reduce(torch.tensor(value, dtype=wide, device=self.layout.device)))
+
+    def chunks(self) -> Iterator[tuple[Any, float]]:
+        """Yield ``(batch, weight)``; the weights sum to 1."""
+        return iter(self._chunks)
+
+    def over(self, data: Any) -> Objective:
+        """Return the same objective on other data, with the random state of this moment.
+
+        Nothing is evaluated or checked again, and ``initial`` stays that of the original.
+        """
+        twin = copy.copy(self)
+        twin.sandbox = copy.copy(self.sandbox)
+        twin.sandbox.random_state = self.sandbox.streams.state()
+        twin._chunks = Chunks(data, self.sandbox.devices)
+        return twin
+
+    def guard(self) -> AbstractContextManager[None]:
+        """Return the context to call :meth:`pure` in.
+
+        Gradients on; inference mode, autocast and fused attention off; random streams restored.
+        """
+        return self.sandbox.guard()
+
+    def pure(self, batch: Any) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Return params → loss on ``batch``, fit for torch.func and autograd."""
+        return self.sandbox.pure(batch)
+
+    def _loss(self, theta: Tensor, chunks: Iterable[tuple[Any, float]]) -> float:
+        total = 0.0
+        with self.guard():
+            # Leaves without gradient build no graph.
+            params = self.sandbox.params_at(theta, requires_grad=self._loss_needs_graph)
+            for batch, weight in chunks:
+                with self.sandbox.swapped(params):
+                    total += weight * self.sandbox.forward(batch).item()
+        return total
+
+    def _checked(self) -> tuple[float, Tensor]:
+        """Refuse what cannot be followed; return ``(f, ∇f)`` where the model is."""
+        theta = self.layout.current()
+        first = next(self.chunks())[0]
+        try:
+            loss, grad = self.loss_and_grad(theta, "setup")
+            once = loss if self.n_chunks == 1 and self.reduce is None else self._trial(theta, first)
+            again = self._trial(theta, first)
+        except ObjectiveError:
+            raise
+        except Exception as error:
+            raise ObjectiveError(explain(error, first, self.layout)) from error
+        self.ledger.losses["setup"] += 1
+        if not (math.isfinite(loss) and bool(grad.isfinite().all())):
+            got = f"{loss:.6g}" if not math.isfinite(loss) else f"{loss:.6g} with a gradient of NaN"
+            fix = "Check the data, and the parameters at attach."
+            raise ObjectiveError(must("objective", "finite, with its gradient", got, fix))
+        noise = max(1e-6, 4 * torch.finfo(self.layout.dtype).eps)
+        if abs(once - again) > noise * max(abs(once), abs(again)):
+            raise ObjectiveError(
+                "objective must be deterministic: two evaluations at the same θ gave "
+                f"{once:.6g} and {again:.6g}. Call model.eval(), or draw every random number "
+                "from torch's own generators: those are replayed."
+            )
+        if not bool(grad.any()):
+            self._check_reached(theta, first)
+        return loss, grad
+
+    def _trial(self, theta: Tensor, batch: Any) -> float:
+        try:
+            return self._loss(theta, [(batch, 1.0)])
+        except RuntimeError:
+            if self._loss_needs_graph:
+                raise
+            # An objective that differentiates by the parameters itself (a gradient penalty).
+            self._loss_needs_graph = True
+            return self._trial(theta, batch)
+
+    def _check_reached(self, theta: Tensor, batch: Any) -> None:
+        with self.guard():
+            params = self.sandbox.params_at(theta, requires_grad=True)
+            loss, grads = self.sandbox.grads(params, batch)
+        if all(grad is None for grad in grads):
+            raise ObjectiveError(
+                must(
+                    "objective",
+                    "differentiable by the optimizer's parameters",
+                    "a loss that depends on none of them"
+                    if loss.requires_grad
+                    else "a loss without a graph",
+                    "Compute it from the model argument, without .item(), .detach() or no_grad().",
+                )
+            )
