@@ -96,7 +96,7 @@ class Objective:
         """Return f(θ) and ∇f(θ), shape ``[d]``, in the layout's dtype and on its device."""
         self.ledger.grads[purpose] += 1
         loss, grad = self.sandbox.gradient(theta, self._chunks)
-        return self.mean(loss), grad if self.reduce is None else self.reduce(grad)
+        return self.mean(loss), self.averaged(grad)
 
     def mean(self, value: float) -> float:
         """Return ``value`` averaged over the ranks of a distributed run."""
@@ -104,6 +104,10 @@ class Objective:
             return value
         wide = torch.promote_types(self.layout.dtype, torch.float32)
         return float(self.reduce(torch.tensor(value, dtype=wide, device=self.layout.device)))
+
+    def averaged(self, tensor: Tensor) -> Tensor:
+        """Return ``tensor`` averaged over the ranks of a distributed run."""
+        return tensor if self.reduce is None else self.reduce(tensor)
 
     def chunks(self) -> Iterator[tuple[Any, float]]:
         """Yield ``(batch, weight)``; the weights sum to 1."""

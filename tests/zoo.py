@@ -1,0 +1,232 @@
+"""Small models, each with one trap for whoever evaluates it at other parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from torch_gfshadow._tree import Layout
+
+N, IN, OUT = 12, 5, 3
+
+
+def layout_of(model, params=None):
+    """Lay out ``params`` of ``model`` (by default all that require gradients), each once."""
+    wanted = {id(p) for p in (params or [p for p in model.parameters() if p.requires_grad])}
+    named = [(name, p) for name, p in model.named_parameters() if id(p) in wanted]
+    return Layout([name for name, _ in named], [p for _, p in named])
+
+
+def squared(model, batch):
+    x, y = batch
+    return 0.5 * ((model(x) - y) ** 2).sum(-1).mean()
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(IN, 4), nn.Tanh(), nn.Linear(4, OUT))
+
+
+def relu_mlp():
+    return nn.Sequential(nn.Linear(IN, 8), nn.ReLU(), nn.Linear(8, OUT))
+
+
+def batchnorm():
+    return nn.Sequential(nn.Linear(IN, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, OUT))
+
+
+def batchnorm_eval():
+    model = batchnorm()
+    model(torch.randn(64, IN, dtype=next(model.parameters()).dtype))
+    return model.eval()
+
+
+def dropout():
+    return nn.Sequential(nn.Linear(IN, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, OUT))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encode = nn.Linear(IN, 4, bias=False)
+        self.decode = nn.Linear(4, IN, bias=False)
+        self.decode.weight = nn.Parameter(self.encode.weight.t().contiguous())
+        self.again = nn.Linear(4, IN, bias=False)
+        self.again.weight = self.decode.weight
+        self.out = nn.Linear(IN, OUT)
+
+    def forward(self, x):
+        h = torch.tanh(self.decode(self.encode(x)))
+        return self.out(torch.tanh(self.again(self.encode(h))))
+
+
+def frozen():
+    model = mlp()
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def weight_norm_legacy():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = nn.utils.weight_norm(nn.Linear(IN, 4))
+    return nn.Sequential(first, nn.Tanh(), nn.Linear(4, OUT))
+
+
+def weight_norm():
+    first = nn.utils.parametrizations.weight_norm(nn.Linear(IN, 4))
+    return nn.Sequential(first, nn.Tanh(), nn.Linear(4, OUT))
+
+
+def spectral_norm_legacy():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = nn.utils.spectral_norm(nn.Linear(IN, 4))
+    return nn.Sequential(first, nn.Tanh(), nn.Linear(4, OUT))
+
+
+def spectral_norm():
+    first = nn.utils.parametrizations.spectral_norm(nn.Linear(IN, 4))
+    return nn.Sequential(first, nn.Tanh(), nn.Linear(4, OUT))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant=False):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(IN, 4), nn.Tanh(), nn.Dropout(0.3), nn.Linear(4, 4))
+        self.head = nn.Linear(4, OUT)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        if self.reentrant:
+            x = x.detach().requires_grad_()
+        return self.head(torch.tanh(checkpoint(self.body, x, use_reentrant=self.reentrant)))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(IN, 3, num_layers=2, batch_first=True, dropout=0.2)
+        self.head = nn.Linear(3, OUT)
+
+    def forward(self, x):
+        return self.head(self.lstm(x.unsqueeze(1).repeat(1, 3, 1))[0][:, -1])
+
+
+class Transformer(nn.Module):
+    def __init__(self, dropout=0.1):
+        super().__init__()
+        self.embed = nn.Linear(1, 4)
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(4, 2, 8, dropout=dropout, batch_first=True), 1
+        )
+        self.head = nn.Linear(4, OUT)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.embed(x.unsqueeze(-1))).mean(1))
+
+
+class Attention(nn.Module):
+    """Calls the fused attention kernel by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(1, 6)
+        self.head = nn.Linear(2, OUT)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x.unsqueeze(-1)).unsqueeze(1).chunk(3, -1)
+        return self.head(F.scaled_dot_product_attention(q, k, v).squeeze(1).mean(1))
+
+
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 4, sparse=True)
+        self.head = nn.Linear(4, OUT)
+
+    def forward(self, x):
+        words = (x.detach().abs() * 3).long().clamp(max=6)
+        return self.head(torch.tanh(self.table(words)).mean(1))
+
+
+class Convolutional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 3, 3)
+        self.norm = nn.GroupNorm(1, 3)
+        self.head = nn.Linear(3, OUT)
+
+    def forward(self, x):
+        return self.head(F.gelu(self.norm(self.conv(x.unsqueeze(1)))).mean(-1))
+
+
+class OwnFunction(torch.autograd.Function):
+    """The old style of autograd.Function, which torch.func refuses."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].cos()
+
+
+class Legacy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(IN, 4), nn.Linear(4, OUT)
+
+    def forward(self, x):
+        return self.head(OwnFunction.apply(self.first(x)))
+
+
+class Float32Only(nn.Module):
+    """Cannot be evaluated in float64: a constant of the wrong precision sits in its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(IN, 4), nn.Linear(4, OUT)
+        self.scale = [torch.eye(4)]
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.first(x) @ self.scale[0]))
+
+
+ZOO = OrderedDict(
+    mlp=mlp,
+    relu=relu_mlp,
+    batchnorm=batchnorm,
+    batchnorm_eval=batchnorm_eval,
+    dropout=dropout,
+    tied=Tied,
+    frozen=frozen,
+    weight_norm_legacy=weight_norm_legacy,
+    weight_norm=weight_norm,
+    spectral_norm_legacy=spectral_norm_legacy,
+    spectral_norm=spectral_norm,
+    checkpointed=Checkpointed,
+    checkpointed_reentrant=lambda: Checkpointed(reentrant=True),
+    lstm=Recurrent,
+    transformer=Transformer,
+    transformer_eval=lambda: Transformer().eval(),
+    attention=Attention,
+    sparse=Sparse,
+    convolutional=Convolutional,
+    legacy_function=Legacy,
+)
+
+
+def make(name, dtype=torch.float64, n=N):
+    """Return (model, batch) of the zoo, made from a fixed seed, off its initial point."""
+    torch.manual_seed(3)
+    model = ZOO[name]().to(dtype)
+    x = torch.randn(n, IN, dtype=dtype)
+    y = torch.randn(n, OUT, dtype=dtype)
+    return model, (x, y)
