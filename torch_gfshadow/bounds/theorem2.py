@@ -1,0 +1,186 @@
+"""Theorem 2 of Elkabetz & Cohen (arXiv:2107.06608): Euler's error against local curvature.
+
+If −λ_min(∇²f) ≤ m between flow and polygon, and the polygon violates θ' = −∇f(θ) by at most δ,
+then the discrepancy R obeys R' = m·R + δ. Piece by piece, with m and δ constant, that solves to::
+
+    R_{i+1} = e^{m_i h} R_i + δ_i ∫_0^h e^{m_i s} ds,    h = t_{i+1} − t_i
+
+evaluated by logarithms, because the factors overflow long before their product does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch_gfshadow.bounds.base import Assumption, BoundValue, exp, finite, log
+from torch_gfshadow.errors import must
+from torch_gfshadow.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class RadiusCurve:
+    """The bound at every breakpoint.
+
+    Inside a piece R' keeps its sign, so the larger of two neighbours bounds all between them.
+
+    Attributes:
+        times: The breakpoints t_0 < … < t_K.
+        log_R: Natural logarithm of the bound there; −∞ for 0.
+    """
+
+    times: tuple[float, ...]
+    log_R: tuple[float, ...]  # noqa: N815 - the key in the golden file
+
+    @property
+    def R(self) -> tuple[float, ...]:  # noqa: N802 - the paper's letter
+        """The bound itself; ``inf`` where it exceeds the range of a float."""
+        return tuple(exp(value) for value in self.log_R)
+
+
+def theorem2(
+    breaks: Sequence[float],
+    m: Sequence[float],
+    delta: Sequence[float],
+    R0: float = 0.0,  # noqa: N803 - the paper's letter
+) -> RadiusCurve:
+    """Bound ‖θ(t) − θ̄(t)‖ between the gradient flow and a curve beside it.
+
+    The result is a theorem where ``m`` and ``delta`` really are upper limits on each piece, and
+    an estimate where they were sampled. Needs f ∈ C² on the segments [θ(t), θ̄(t)]; it fails
+    across the kink of a ReLU.
+
+    Args:
+        breaks: Times t_0 < … < t_K, at least one.
+        m: Upper limit of −λ_min on each of the K pieces, in 1/t; negative where f is convex.
+        delta: Upper limit of ‖θ̄' + ∇f(θ̄)‖ on each piece, in θ/t, not negative.
+        R0: ‖θ(t_0) − θ̄(t_0)‖, in θ, not negative.
+
+    Returns:
+        The bound and its logarithm at every breakpoint.
+
+    Raises:
+        ValueError: If the breaks do not increase, the lengths disagree, a number is not finite,
+            or ``delta`` or ``R0`` is negative.
+
+    References:
+        Elkabetz & Cohen 2021, Theorem 2.
+
+    Example:
+        Constant m and δ from R_0 = 0 give δ(e^{mt} − 1)/m:
+
+        >>> theorem2([0.0, 1.0, 2.0], m=[1.0, 1.0], delta=[0.1, 0.1]).R[-1]
+        0.638905609893065
+    """
+    times, rates, defects = finite("breaks", breaks), finite("m", m), finite("delta", delta)
+    (start,) = finite("R0", [R0])
+    _check(times, rates, defects, start)
+    log_radius = log(start)
+    radii = [log_radius]
+    for (begin, end), rate, defect in zip(pairwise(times), rates, defects, strict=True):
+        log_radius = advance(log_radius, end - begin, rate, defect)
+        radii.append(log_radius)
+    return RadiusCurve(times, tuple(radii))
+
+
+def advance(log_radius: float, duration: float, m: float, delta: float) -> float:
+    """Carry log R over one piece of length ``duration`` on which m and δ are constant."""
+    carried = log_radius + m * duration if log_radius > -math.inf else -math.inf
+    added = log(delta) + _log_integral(m, duration) if delta > 0.0 else -math.inf
+    return _log_add(carried, added)
+
+
+class Theorem2:
+    """Theorem 2 along a run, from what the records hold; always an estimate.
+
+    On the step that led to a record it takes δ = ``local_defect`` and for m the larger of
+    −(λ_min − residual) at both ends. Both are samples: the theorem wants the largest value on
+    the whole segment between flow and polygon. It needs every step: after a gap, or a record
+    without curvature, there is no bound any more.
+    """
+
+    name = "theorem2"
+    requires = frozenset({"step_size", "local_defect", "lambda_min", "lambda_min_residual"})
+
+    def __init__(self) -> None:
+        self._log_radius = -math.inf
+        self._step: int | None = None
+        self._m: float | None = None
+        self._lost = ""
+
+    def update(self, record: Record) -> BoundValue:
+        """Return the estimate at ``record.time``; the first record is where both curves meet."""
+        m = _curvature(record)
+        if not self._lost and self._step is not None:
+            self._lost = self._advance(record, m)
+        elif m is None and not self._lost:
+            self._lost = f"step {record.step} has no lambda_min"
+        self._step, self._m = record.step, m
+        if self._lost:
+            return BoundValue(math.inf, _ASSUMPTIONS, f"No bound: {self._lost}.")
+        return BoundValue(self._log_radius, _ASSUMPTIONS)
+
+    def _advance(self, record: Record, m: float | None) -> str:
+        """Take one step; return why that is impossible, or an empty string."""
+        if record.step - 1 != self._step:
+            return f"step {record.step} follows step {self._step}; record every step"
+        if m is None or self._m is None:
+            return f"step {record.step} has no lambda_min; probe every step"
+        if record.step_size is None or record.local_defect is None:
+            return f"step {record.step} has no local_defect"
+        rate = max(m, self._m)
+        self._log_radius = advance(self._log_radius, record.step_size, rate, record.local_defect)
+        return ""
+
+
+_ASSUMPTIONS = (
+    Assumption("f ∈ C² between iterate and flow", "not checked", certain=False),
+    Assumption("−λ_min ≤ m between iterate and flow", "Ritz values at the iterates", certain=False),
+    Assumption("‖θ̄' + ∇f(θ̄)‖ ≤ δ along the step", "measured at its two ends", certain=False),
+)
+
+
+def _curvature(record: Record) -> float | None:
+    if record.lambda_min is None:
+        return None
+    return (record.lambda_min_residual or 0.0) - record.lambda_min
+
+
+def _log_integral(m: float, duration: float) -> float:
+    """Return log ∫_0^h e^{ms} ds without forming e^{mh}."""
+    z = m * duration
+    if abs(z) < 1e-8:  # the next term, z²/24, is below rounding
+        return math.log(duration) + z / 2
+    if z > 0.0:
+        return z + math.log(-math.expm1(-z)) - math.log(m)
+    return math.log(-math.expm1(z)) - math.log(-m)
+
+
+def _log_add(a: float, b: float) -> float:
+    """Return log(e^a + e^b)."""
+    high, low = max(a, b), min(a, b)
+    if math.isinf(high):
+        return high
+    return high + math.log1p(math.exp(low - high))
+
+
+def _check(
+    times: Sequence[float], rates: Sequence[float], defects: Sequence[float], start: float
+) -> None:
+    if not times:
+        raise ValueError(must("breaks", "at least one time", "none", "Begin with t_0."))
+    for index, (begin, end) in enumerate(pairwise(times)):
+        if end <= begin:
+            got = f"{begin} followed by {end} at index {index}"
+            raise ValueError(must("breaks", "increasing", got, "Sort them and drop repetitions."))
+    n_pieces = len(times) - 1
+    for argument, values in (("m", rates), ("delta", defects)):
+        if len(values) != n_pieces:
+            condition = f"one value per piece ({n_pieces} for {len(times)} breaks)"
+            fix = "A piece lies between two neighbouring breaks."
+            raise ValueError(must(argument, condition, f"{len(values)} values", fix))
+    for argument, value in (*((f"delta[{i}]", d) for i, d in enumerate(defects)), ("R0", start)):
+        if value < 0.0:
+            raise ValueError(must(argument, "not negative", value, "It is the norm of a vector."))
