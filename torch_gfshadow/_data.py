@@ -50,6 +50,14 @@ def leaves(batch: Any) -> Iterator[Any]:
         yield batch
 
 
+def head(batch: Any, n: int) -> Any:
+    """Return the first ``n`` samples of ``batch``, itself if it has no more."""
+    size = _batch_size(batch)
+    if size <= n:
+        return batch
+    return map_tensors(lambda t: t[:n] if t.dim() > 0 and t.shape[0] == size else t, batch)
+
+
 class Chunks:
     """The data as ``(batch, weight)`` pairs, weights summing to 1, the same at every walk.
 

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torch_gfshadow._data import head
 from torch_gfshadow._sandbox import Sandbox
 
-# Truncation h²·f⁗ against rounding ε/h balance at h ~ ε^(1/3), relative to ‖θ‖ (Knoll & Keyes
-# 2004, §3.2, for the one-sided ε^(1/2); Nocedal & Wright 2006, §8.1, for the central one).
-# The shorter steps are for kinks: every activation that switches inside [θ−hv, θ+hv] adds its
-# whole jump / 2h, and only a step short enough to cross none shows the Hessian.
+# Truncation h²·f⁗ and rounding ε/h balance near h ~ ε^(1/3)·‖θ‖ (Nocedal & Wright 2006, §8.1).
+# The shorter steps are for kinks: an activation that switches inside [θ−hv, θ+hv] adds its
+# whole jump divided by 2h, so only a step that crosses none shows the Hessian. On a ReLU network
+# with 1000 samples in float64 the natural step is off by 100 % and the shorter two by 1e-8, 1e-6.
 _FINE_STEPS = (1.0, 1e-2, 1e-4)
-_COARSE_STEPS = (1.0, 1 / 8, 1 / 64)
-# Agreement in float64 is at 1e-7, at a kink-free 1e-10 step at 1e-4; wrong backends differ by
-# 1e-2 (batches of dropout masks) to 1.
+# In float32, 1/64 leaves 2e-3 of rounding; far shorter steps drown.
+_COARSE_STEPS = (1.0, 1 / 16, 1 / 64)
 _FINE_TOLERANCE = 1e-3
-_COARSE_TOLERANCE = 0.05
+_COARSE_TOLERANCE = 0.02
+# Few samples cross few kinks, and a backend that is wrong is wrong for eight samples.
+_N_SAMPLES = 8
 _N_DIRECTIONS = 2
 
 
 def natural_step(theta: Tensor) -> float:
     """Return the length ε^(1/3)·‖θ‖ of the displacement that suits ``theta``'s precision."""
-    return float(torch.finfo(theta.dtype).eps ** (1 / 3) * (theta.norm().item() or 1.0))
+    return float(torch.finfo(theta.dtype).eps ** (1 / 3)) * _size(theta)
 
 
 def central_difference(
@@ -37,56 +40,91 @@ def central_difference(
     if norm == 0.0:
         return torch.zeros_like(theta)
     h = length / norm
-    forward = gradient(torch.add(theta, vector, alpha=h))
-    backward = gradient(torch.add(theta, vector, alpha=-h))
-    return forward.sub_(backward).div_(2.0 * h)
+    ahead = gradient(torch.add(theta, vector, alpha=h))
+    behind = gradient(torch.add(theta, vector, alpha=-h))
+    return (ahead - behind) / (2.0 * h)
 
 
-def calibrated_step(gradient: Callable[[Tensor], Tensor], theta: Tensor, vector: Tensor) -> float:
-    """Return the displacement, relative to ‖θ‖, at which the difference quotient is most stable.
+@dataclass(frozen=True)
+class Step:
+    """How to difference a model's gradients: precision, and displacement relative to ‖θ‖.
 
-    Tries four lengths a factor 4 apart along ``vector`` and takes the one whose quotient the
-    next shorter one changes least: there truncation and rounding balance (after Gill, Murray,
-    Saunders & Wright 1983). Costs ten gradients, once.
+    ``dtype`` is None for the model's own.
     """
+
+    dtype: torch.dtype | None
+    relative: float
+
+    def product(
+        self, gradient: Callable[[Tensor], Tensor], theta: Tensor, vector: Tensor
+    ) -> Tensor:
+        """Return the central difference quotient along ``vector``."""
+        return central_difference(gradient, theta, vector, self.relative * _size(theta))
+
+
+def choose_step(sandbox: Sandbox, theta: Tensor, batch: Any) -> tuple[Step, int]:
+    """Choose how to difference this model; also return how many gradients that took.
+
+    In float64 the displacement can be so short that it meets no kink and rounding is still at
+    1e-6, so that is taken wherever it gives the same gradient as the model's own precision (it
+    does not where dropout draws other masks). Otherwise it tries lengths a factor 4 apart along
+    the gradient and takes the one whose quotient the next shorter one changes least: there
+    truncation and rounding balance (after Gill, Murray, Saunders & Wright 1983).
+    """
+    theta = theta.to(sandbox.layout.dtype)
+    chunk = [(batch, 1.0)]
+
+    def gradient(point: Tensor) -> Tensor:
+        return sandbox.gradient(point, chunk)[1]
+
+    direction = gradient(theta)
+    try:
+        fine = sandbox.gradient(theta.double(), chunk, torch.float64)[1]
+        if float((fine - direction).norm()) <= 1e-2 * float(fine.norm()):
+            return Step(torch.float64, torch.finfo(fine.dtype).eps ** (1 / 3) * _FINE_STEPS[-1]), 2
+    except Exception:
+        pass
+    if not bool(direction.any()):
+        direction = torch.ones_like(direction)
+    # The gradient leans towards the sharp directions, which need the shortest step.
     lengths = [natural_step(theta) * 4.0**-i for i in range(5)]
-    quotients = [central_difference(gradient, theta, vector, length) for length in lengths]
+    quotients = [central_difference(gradient, theta, direction, length) for length in lengths]
     changes = [float((a - b).norm()) for a, b in itertools.pairwise(quotients)]
     best = min(range(len(changes)), key=lambda i: changes[i])
-    return lengths[best] / (float(theta.norm()) or 1.0)
+    return Step(None, lengths[best] / _size(theta)), 2 + 2 * len(lengths)
 
 
 class Referee:
-    """Judges Hessian products of one batch by central differences in two random directions.
+    """Judges Hessian products of a few samples by central differences in random directions.
 
     In float64 wherever model and batch can be cast, because there the difference is known to
     seven digits; else in the model's own precision, with the tolerance that leaves.
+
+    Attributes:
+        batch: The samples it judges on.
+        dtype: The precision it judges in; None for the model's own.
+        theta: The point, in that precision.
+        directions: Unit vectors in that precision.
+        tolerance: Largest relative error that is still agreement.
     """
 
     def __init__(self, sandbox: Sandbox, theta: Tensor, batch: Any) -> None:
-        self._sandbox, self._batch = sandbox, batch
-        self.dtype: torch.dtype | None = torch.float64
-        self.n_gradients = 0
-        try:
-            self.theta = theta.double()
-            grad = self._gradient(self.theta)
-        except Exception:  # constants of the model's own precision, or a device without float64
-            self.dtype = None
-            self.theta = theta.to(sandbox.layout.dtype)
-            grad = self._gradient(self.theta)
+        self._sandbox = sandbox
+        self.batch, self.dtype, grad = self._setting(theta, batch)
+        self.theta = theta.to(self.dtype or sandbox.layout.dtype)
         fine = self.theta.dtype == torch.float64
         self.tolerance = _FINE_TOLERANCE if fine else _COARSE_TOLERANCE
-        self._lengths = [
-            natural_step(self.theta) * f for f in (_FINE_STEPS if fine else _COARSE_STEPS)
-        ]
-        # What rounding alone makes of the two gradients of a quotient, before division by h.
-        self._noise = 10.0 * torch.finfo(self.theta.dtype).eps * float(grad.norm())
+        steps = _FINE_STEPS if fine else _COARSE_STEPS
+        self._lengths = [natural_step(self.theta) * step for step in steps]
+        # What rounding makes of a quotient at the natural step.
+        eps = torch.finfo(self.theta.dtype).eps
+        self._noise = 10.0 * eps * float(grad.norm()) / self._lengths[0]
         generator = torch.Generator().manual_seed(0)
         self.directions = []
         for _ in range(_N_DIRECTIONS):
             vector = torch.randn(theta.numel(), generator=generator).to(self.theta)
             self.directions.append(vector / vector.norm())
-        self._known: dict[tuple[int, int], tuple[Tensor, float]] = {}
+        self._known: dict[tuple[int, int], Tensor] = {}
 
     def disagreement(self, products: list[Tensor]) -> float:
         """Return the largest relative error of ``products``, one per direction, in order."""
@@ -95,24 +133,42 @@ class Referee:
     def _error(self, direction: int, product: Tensor) -> float:
         best = float("inf")
         for j in range(len(self._lengths)):
-            reference, noise = self._difference(direction, j)
+            reference = self._difference(direction, j)
             scale = max(float(product.norm()), float(reference.norm()))
-            gap = max(0.0, float((product - reference).norm()) - noise)
-            error = gap / scale if scale > 0.0 else 0.0
+            if j == 0 and scale <= self._noise:
+                return 0.0  # no curvature along this direction, both agree
+            error = float((product - reference).norm()) / scale
             # `<`, not min(): a NaN must lose.
             best = error if error < best else best
             if best <= self.tolerance:
                 break
         return best
 
-    def _difference(self, direction: int, j: int) -> tuple[Tensor, float]:
-        """Return the quotient and the rounding error to expect in it."""
+    def _difference(self, direction: int, j: int) -> Tensor:
         if (direction, j) not in self._known:
             vector, length = self.directions[direction], self._lengths[j]
             quotient = central_difference(self._gradient, self.theta, vector, length)
-            self._known[direction, j] = quotient, self._noise / length
+            self._known[direction, j] = quotient
         return self._known[direction, j]
 
     def _gradient(self, theta: Tensor) -> Tensor:
-        self.n_gradients += 1
-        return self._sandbox.gradient(theta, [(self._batch, 1.0)], self.dtype)[1]
+        return self._sandbox.gradient(theta, [(self.batch, 1.0)], self.dtype)[1]
+
+    def _setting(self, theta: Tensor, batch: Any) -> tuple[Any, torch.dtype | None, Tensor]:
+        """Return the first (samples, precision) the model can be evaluated with."""
+        for samples in (head(batch, _N_SAMPLES), batch):
+            for dtype in (torch.float64, None):
+                point = theta.to(dtype or self._sandbox.layout.dtype)
+                try:
+                    grad = self._sandbox.gradient(point, [(samples, 1.0)], dtype)[1]
+                except Exception:
+                    if samples is batch and dtype is None:
+                        raise
+                    continue
+                if bool(grad.isfinite().all()):
+                    return samples, dtype, grad
+        return batch, None, grad
+
+
+def _size(theta: Tensor) -> float:
+    return float(theta.norm()) or 1.0

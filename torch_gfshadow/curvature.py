@@ -5,13 +5,12 @@ Read next: ``eigen``, which asks for many products at one point.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from torch_gfshadow._differences import Referee, calibrated_step, central_difference
+from torch_gfshadow._differences import Referee, Step, choose_step
 from torch_gfshadow._linearise import BACKENDS, LINEARISE, Linearise, Linearised
 from torch_gfshadow.errors import CurvatureError, must, unknown_name
 from torch_gfshadow.objective import Objective
@@ -50,7 +49,7 @@ class Curvature:
         self.rejected: dict[str, str] = {}
         self._wanted = BACKENDS if backend == "auto" else (backend,)
         self._accepted: dict[tuple[bool, ...], str] = {}
-        self._relative_step: float | None = None
+        self._steps: dict[tuple[bool, ...], Step] = {}
 
     def at(self, theta: Tensor, purpose: str = "probes") -> HessianProduct:
         """Linearise the gradient at ``theta``; the result serves any number of products.
@@ -70,39 +69,34 @@ class Curvature:
         if mode not in self._accepted:
             self._accepted[mode] = self._choose(theta)
         self.backend = self._accepted[mode]
-        if self.backend == "difference" and self._relative_step is None:
-            self._relative_step = self._calibrated(theta)
-        return HessianProduct(
-            self.objective,
-            theta,
-            LINEARISE.get(self.backend),
-            purpose,
-            keep=self.objective.n_chunks <= self.max_graphs,
-            relative_step=self._relative_step or 0.0,
-        )
+        if self.backend != "difference":
+            keep = self.objective.n_chunks <= self.max_graphs
+            return _Linear(self.objective, theta, purpose, LINEARISE[self.backend], keep=keep)
+        if mode not in self._steps:
+            batch = next(self.objective.chunks())[0]
+            self._steps[mode], n_grads = choose_step(self.objective.sandbox, theta, batch)
+            self.objective.ledger.grads["setup"] += n_grads
+        return _Difference(self.objective, theta, purpose, self._steps[mode])
 
     def _choose(self, theta: Tensor) -> str:
-        sandbox, ledger = self.objective.sandbox, self.objective.ledger
+        self.rejected = {}
         if self._wanted == ("difference",):
             return "difference"
-        batch = next(self.objective.chunks())[0]
-        referee = Referee(sandbox, theta, batch)
-        self.rejected = {}
-        try:
-            for name in self._wanted:
-                if name == "difference":
-                    return name
-                try:
-                    error = referee.disagreement(self._trial(name, referee, batch))
-                except Exception as failure:  # anything: transforms raise what they like
-                    lines = str(failure).strip().splitlines() or [""]
-                    self.rejected[name] = f"{type(failure).__name__}: {lines[0]}"
-                    continue
-                if error <= referee.tolerance:
-                    return name
-                self.rejected[name] = f"{error:.2g} away from central differences"
-        finally:
-            ledger.grads["setup"] += referee.n_gradients
+        self.objective.ledger.grads["setup"] += 1  # the samples judged on are fewer than one pass
+        self.objective.ledger.hvps["setup"] += 1
+        referee = Referee(self.objective.sandbox, theta, next(self.objective.chunks())[0])
+        for name in self._wanted:
+            if name == "difference":
+                return name
+            try:
+                error = referee.disagreement(self._trial(name, referee))
+            except Exception as failure:  # anything: transforms raise what they like
+                lines = str(failure).strip().splitlines() or [""]
+                self.rejected[name] = f"{type(failure).__name__}: {lines[0]}"
+                continue
+            if error <= referee.tolerance:
+                return name
+            self.rejected[name] = f"{error:.2g} away from central differences"
         raise CurvatureError(
             must(
                 "backend",
@@ -112,39 +106,23 @@ class Curvature:
             )
         )
 
-    def _trial(self, name: str, referee: Referee, batch: Any) -> list[Tensor]:
+    def _trial(self, name: str, referee: Referee) -> list[Tensor]:
         """Return the backend's products in the referee's directions."""
-        sandbox, ledger = self.objective.sandbox, self.objective.ledger
-        linearise = LINEARISE[name]
+        sandbox, dtype, linearise = self.objective.sandbox, referee.dtype, LINEARISE[name]
         with sandbox.guard():
-            params = sandbox.params_at(referee.theta, referee.dtype)
-            linearised = linearise(sandbox, params, batch, referee.dtype)
-            products = []
-            for direction in referee.directions:
-                ledger.hvps["setup"] += 1
-                vector = sandbox.params_at(direction, referee.dtype)
-                product = linearised.product(vector)
-                products.append(sandbox.layout.flatten(product, referee.theta.dtype))
-            if referee.dtype is not None:
+            params = sandbox.params_at(referee.theta, dtype)
+            linearised = linearise(sandbox, params, referee.batch, dtype)
+            products = [
+                sandbox.layout.flatten(
+                    linearised.product(sandbox.params_at(direction, dtype)), referee.theta.dtype
+                )
+                for direction in referee.directions
+            ]
+            if dtype is not None:
                 # Right in float64; it must also run in the model's own precision.
                 params = sandbox.params_at(referee.theta)
-                linearise(sandbox, params, batch, None).product(params)
+                linearise(sandbox, params, referee.batch, None).product(params)
         return products
-
-    def _calibrated(self, theta: Tensor) -> float:
-        objective = self.objective
-        theta = theta.to(objective.layout.dtype)
-        chunk = [(next(objective.chunks())[0], 1.0)]
-
-        def gradient(point: Tensor) -> Tensor:
-            objective.ledger.grads["setup"] += 1
-            return objective.sandbox.gradient(point, chunk)[1]
-
-        # The gradient leans towards the sharp directions, which need the shortest step.
-        direction = gradient(theta)
-        if not bool(direction.any()):
-            direction = torch.ones_like(direction)
-        return calibrated_step(gradient, theta, direction)
 
 
 class HessianProduct:
@@ -154,34 +132,20 @@ class HessianProduct:
         theta: The point, shape ``[d]``.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        theta: Tensor,
-        linearise: Linearise | None,
-        purpose: str,
-        *,
-        keep: bool,
-        relative_step: float,
-    ) -> None:
+    def __init__(self, objective: Objective, theta: Tensor, purpose: str) -> None:
         self.theta = theta
         self._objective = objective
-        self._linearise = linearise
         self._purpose = purpose
-        self._relative_step = relative_step
         self._value: tuple[float, Tensor] | None = None
-        self._graphs: list[tuple[Linearised, float]] | None = None
-        if linearise is not None and keep:
-            self._keep_graphs()
 
     @property
     def loss(self) -> float:
-        """f(θ)."""
+        """f(θ); free if the graphs are kept, one gradient otherwise, at the first call."""
         return self._loss_and_grad()[0]
 
     @property
     def grad(self) -> Tensor:
-        """∇f(θ), shape ``[d]``."""
+        """∇f(θ), shape ``[d]``; costs as :attr:`loss`."""
         return self._loss_and_grad()[1]
 
     def __call__(self, vector: Tensor) -> Tensor:
@@ -190,59 +154,82 @@ class HessianProduct:
         Raises:
             ValueError: If ``vector`` does not have the shape of θ.
         """
-        objective, layout = self._objective, self._objective.layout
-        if vector.shape != (layout.dim,):
+        objective = self._objective
+        if vector.shape != self.theta.shape:
             shape = list(vector.shape)
             fix = "Pass one flat vector in the order of the layout."
-            raise ValueError(must("vector", f"of shape [{layout.dim}]", shape, fix))
+            raise ValueError(must("vector", f"of shape {list(self.theta.shape)}", shape, fix))
         objective.ledger.hvps[self._purpose] += 1
-        if self._linearise is None:
-            return objective.averaged(self._difference(vector))
-        wide = torch.promote_types(layout.dtype, torch.float32)
-        total = torch.zeros((), dtype=wide, device=layout.device)
-        with objective.guard():
-            direction = objective.sandbox.params_at(vector)
-            for linearised, weight in self._linearised():
-                part = layout.flatten(linearised.product(direction), wide)
-                total = torch.add(total, part, alpha=weight)
-        return objective.averaged(total.to(layout.dtype))
+        return objective.averaged(self._product(vector).to(objective.layout.dtype))
 
     def _loss_and_grad(self) -> tuple[float, Tensor]:
         if self._value is None:
             self._value = self._objective.loss_and_grad(self.theta, self._purpose)
         return self._value
 
+    def _product(self, vector: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _Linear(HessianProduct):
+    """Products by a linearised gradient."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        theta: Tensor,
+        purpose: str,
+        linearise: Linearise,
+        *,
+        keep: bool,
+    ) -> None:
+        super().__init__(objective, theta, purpose)
+        self._linearise = linearise
+        self._graphs: list[tuple[Linearised, float]] | None = None
+        if keep:
+            with objective.guard():
+                self._graphs = list(self._linearised())
+                loss = sum(weight * graph.loss.item() for graph, weight in self._graphs)
+                grad = self._summed((graph.grads, weight) for graph, weight in self._graphs)
+            grad = objective.averaged(grad.to(objective.layout.dtype))
+            self._value = objective.mean(loss), grad
+
+    def _product(self, vector: Tensor) -> Tensor:
+        with self._objective.guard():
+            direction = self._objective.sandbox.params_at(vector)
+            graphs = self._linearised() if self._graphs is None else self._graphs
+            return self._summed((graph.product(direction), weight) for graph, weight in graphs)
+
     def _linearised(self) -> Iterator[tuple[Linearised, float]]:
-        if self._graphs is not None:
-            yield from self._graphs
-            return
-        objective, linearise = self._objective, self._linearise
-        if linearise is None:
-            return
-        objective.ledger.grads[self._purpose] += 1
-        params = objective.sandbox.params_at(self.theta)
-        for batch, weight in objective.chunks():
-            yield linearise(objective.sandbox, params, batch, None), weight
+        sandbox = self._objective.sandbox
+        self._objective.ledger.grads[self._purpose] += 1
+        params = sandbox.params_at(self.theta)
+        for batch, weight in self._objective.chunks():
+            yield self._linearise(sandbox, params, batch, None), weight
 
-    def _keep_graphs(self) -> None:
-        objective, layout = self._objective, self._objective.layout
-        with objective.guard():
-            graphs = list(self._linearised())
-            loss = sum(weight * linearised.loss.item() for linearised, weight in graphs)
-            wide = torch.promote_types(layout.dtype, torch.float32)
-            grad = torch.zeros((), dtype=wide, device=layout.device)
-            for linearised, weight in graphs:
-                grad = torch.add(grad, layout.flatten(linearised.grads, wide), alpha=weight)
-        self._graphs = graphs
-        self._value = objective.mean(loss), objective.averaged(grad.to(layout.dtype))
+    def _summed(self, parts: Iterable[tuple[Sequence[Tensor | None], float]]) -> Tensor:
+        layout = self._objective.layout
+        # Half precision would lose the small summands.
+        wide = torch.promote_types(layout.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=layout.device)
+        for tensors, weight in parts:
+            total = torch.add(total, layout.flatten(tensors, wide), alpha=weight)
+        return total
 
-    def _difference(self, vector: Tensor) -> Tensor:
-        objective, dtype = self._objective, self._objective.layout.dtype
-        theta = self.theta.to(dtype)
+
+class _Difference(HessianProduct):
+    """Products by central differences; the ledger counts their two gradients, too."""
+
+    def __init__(self, objective: Objective, theta: Tensor, purpose: str, step: Step) -> None:
+        super().__init__(objective, theta, purpose)
+        self._step = step
+
+    def _product(self, vector: Tensor) -> Tensor:
+        objective = self._objective
+        dtype = self._step.dtype or objective.layout.dtype
 
         def gradient(point: Tensor) -> Tensor:
             objective.ledger.grads[self._purpose] += 1
-            return objective.sandbox.gradient(point, objective.chunks())[1]
+            return objective.sandbox.gradient(point, objective.chunks(), self._step.dtype)[1]
 
-        length = self._relative_step * (float(theta.norm()) or 1.0)
-        return central_difference(gradient, theta, vector.to(dtype), length)
+        return self._step.product(gradient, self.theta.to(dtype), vector.detach().to(dtype))
