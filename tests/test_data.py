@@ -147,7 +147,10 @@ def test_without_any_source_the_message_names_the_extra(monkeypatch, tmp_path):
         mnist_digits(5, root=tmp_path, download=False)
 
 
-@pytest.mark.parametrize(("n", "message"), [(0, "n must be at least 1"), (21, "at most 20")])
+@pytest.mark.parametrize(
+    ("n", "message"),
+    [(0, "n, the number of digits, must be at least 1, got 0"), (21, "at most 20")],
+)
 def test_an_impossible_number_of_digits_is_refused(tmp_path, n, message):
     write_mnist(tmp_path)
     with pytest.raises(ValueError, match=message):

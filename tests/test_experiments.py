@@ -8,8 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from torch_gfshadow.experiments.data import mnist_digits
+from torch_gfshadow.experiments.fig1 import Settings, run_fig1_ratios, run_shadow
 from torch_gfshadow.experiments.networks import cross_entropy, fully_connected
-from torch_gfshadow.experiments.ratios import append_row, read_rows, run_ratios
+from torch_gfshadow.experiments.ratios import RatioRow, append_row, read_rows, run_ratios
+from torch_gfshadow.experiments.summary import summarise_records, summarise_rows
+from torch_gfshadow.experiments.verdict import compare, judge
+from torch_gfshadow.loggers import read_records
+from torch_gfshadow.record import Record
+from torch_gfshadow.status import Status
 
 
 class Point(nn.Module):
@@ -141,7 +148,7 @@ def test_the_model_that_is_passed_in_stays_where_it_is():
 
 
 def test_rounding_is_measured_and_part_of_the_bar():
-    arguments = dict(step_size=1e-3, steps=150, every=150, ratios=(10, 20))
+    arguments = {"step_size": 1e-3, "steps": 150, "every": 150, "ratios": (10, 20)}
     exact = run_ratios(Point(), quadratic, CURVATURES, **arguments).rows[-1]
     rough = run_ratios(Point(torch.float32), quadratic, CURVATURES, **arguments).rows[-1]
     assert exact.rounding[20] < 1e-11
@@ -182,3 +189,181 @@ def test_every_row_is_reported_when_it_is_made_and_reads_back(tmp_path):
 def test_an_impossible_protocol_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         run_ratios(Point(), quadratic, CURVATURES, **{"steps": 2, **arguments})
+
+
+# ---------------------------------------------------------------------------- verdicts
+
+
+def record(step=100, **fields):
+    return Record(
+        **{
+            "step": step,
+            "time": 0.1,
+            "discrepancy": 1e-3,
+            "solver_error": 5e-5,
+            "distance_from_init": 2.0,
+            "audit": "match",
+            **fields,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "level", "words"),
+    [
+        ({}, "resolved", "lies 0.001 ± 5e-05 from gradient flow, 0.05% of the 2 it travelled"),
+        ({"solver_error": 6e-4}, "partly resolved", "the truth lies between 0.0004 and 0.0016"),
+        ({"solver_error": 2e-3}, "unresolved", "at most 0.003 from gradient flow"),
+        ({"solver_error": None}, "unresolved", "of unknown accuracy"),
+        ({"audit": "mismatch"}, "wrong objective", "shadow of another problem"),
+        ({"discrepancy": None, "status": Status.PASSIVE}, "no shadow", "Give attach() a model"),
+    ],
+)
+def test_the_verdict_says_how_much_of_the_discrepancy_is_known(fields, level, words):
+    verdict = judge([record(0, discrepancy=None), record(**fields)])
+    assert verdict.level == level
+    assert words in verdict.text
+
+
+def test_the_verdict_is_about_the_last_record_that_measured_something():
+    assert "after 100 steps" in judge([record(), record(200, discrepancy=None)]).text
+
+
+def row(step, extrapolated=1e-3, error=1e-5):
+    return RatioRow(
+        step=step,
+        distance_from_init=2.0,
+        distances={2: 5e-4, 20: 9.5e-4},
+        extrapolated=extrapolated,
+        extrapolated_error=error,
+        rounding={1: 0.0, 20: 0.0},
+        losses={1: 1.0},
+    )
+
+
+def test_two_protocols_agree_where_their_error_bars_meet():
+    records = [record(0, discrepancy=0.0), record(50), record(75), record(100)]
+    rows = [row(0, 0.0), row(50, 2e-3), row(60), row(100, 1.059e-3)]
+    agreement = compare(records, rows)
+    assert (agreement.agree, agreement.step, agreement.n_common) == (True, 100, 2)
+    assert agreement.share == 0.5
+    assert "agree there within" in agreement.text
+    assert not compare(records, [row(100, 1.061e-3)]).agree
+    assert "disagree there beyond" in compare(records, [row(100, 1.061e-3)]).text
+    assert compare(records, [row(0), row(7)]) is None
+
+
+def test_the_summary_splits_evaluations_by_purpose_and_is_json():
+    records = [record(0), record(100, n_grad_evals=50, n_hvps=30, lambda_max=3.0), record(200)]
+    evaluations = {"grads": {"flow": 30, "audit": 10, "probes": 10}, "hvps": {}, "losses": {}}
+    summary = summarise_records(records, {"evaluations": evaluations})
+    assert summary["grad_evals_per_step"] == 50 / 200
+    assert summary["grad_evals_per_step_excluding_probes"] == 40 / 200
+    assert summary["grad_evals_per_step_by_purpose"] == {
+        "flow": 30 / 200,
+        "audit": 10 / 200,
+        "probes": 10 / 200,
+    }
+    assert summary["relative_error"] == pytest.approx(0.05)
+    assert summary["lambda_max"] == 3.0  # the last probe, not the last record
+    assert summary["lambda_min"] is None
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_without_the_shadows_own_summary_the_split_is_unknown_not_wrong():
+    summary = summarise_records([record(100, n_grad_evals=50)])
+    assert summary["n_grad_evals"] == 50
+    assert summary["n_grad_evals_excluding_probes"] is None
+
+
+def test_the_ratio_summary_counts_what_the_protocol_needs():
+    summary = summarise_rows([row(0), row(100)])
+    assert summary["extra_grad_evals_per_step"] == 22
+    assert summary["n_grad_evals"] == 2300
+    assert json.loads(json.dumps(summary)) == summary
+
+
+# ---------------------------------------------------------------------------- Figure 1
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return mnist_digits(60, root="no such directory", download=False)
+
+
+def test_settings_default_to_the_papers_protocol_with_500_records_and_100_probes():
+    settings = Settings()
+    assert (settings.steps, settings.step_size, tuple(settings.ratios)) == (
+        10_000,
+        1e-3,
+        (2, 5, 10, 20),
+    )
+    assert (settings.record_period, settings.probe_period) == (20, 100)
+    assert (Settings(steps=30).record_period, Settings(steps=30).probe_period) == (1, 1)
+    assert Settings(steps=100, every=7, probe_every=50).probe_period == 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"every": -1}, "every must be at least 1, got -1"),
+        ({"step_size": math.inf}, "step_size must be positive"),
+        ({"dtype": "half"}, "dtype must be 'float32' or 'float64', got 'half'"),
+    ],
+)
+def test_impossible_settings_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**arguments)
+
+
+def test_a_run_reports_every_record_when_it_is_made_and_writes_them_all(digits, tmp_path):
+    seen = []
+    settings = Settings(steps=12, every=3, probe_every=6)
+    run = run_shadow("linear", digits, settings, tmp_path, seen.append)
+    assert [r.step for r in seen] == [0, 3, 6, 9, 12]
+    assert [r.step for r in run.records] == [0, 3, 6, 9, 12]
+    file = read_records(tmp_path / "records.jsonl")
+    assert file.complete
+    assert [r.to_dict() for r in file.records] == [r.to_dict() for r in run.records]
+    assert [r.step for r in seen if r.lambda_min is not None] == [0, 6, 12]
+    again = run_shadow("linear", digits, settings, tmp_path)  # replaces, does not append
+    assert len(read_records(tmp_path / "records.jsonl").records) == len(again.records)
+
+
+def test_the_run_is_plain_sgd_whatever_the_shadow_does(digits, tmp_path):
+    settings = Settings(steps=9, dtype="float64")
+    last = run_shadow("relu", digits, settings, tmp_path).records[-1]
+    model, batch = settings.model("relu"), settings.batch(digits)
+    start = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(9):
+        optimizer.zero_grad()
+        cross_entropy(model, batch).backward()
+        optimizer.step()
+    squares = sum(((p - s) ** 2).sum() for p, s in zip(model.parameters(), start, strict=True))
+    assert last.distance_from_init == pytest.approx(squares.detach().sqrt().item(), rel=1e-9)
+    assert last.loss == pytest.approx(cross_entropy(model, batch).item(), rel=1e-9)
+
+
+def test_an_interrupt_in_the_callback_leaves_complete_records(digits, tmp_path):
+    def stop(record):
+        if record.step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_shadow("linear", digits, Settings(steps=50, every=2), tmp_path, stop)
+    file = read_records(tmp_path / "records.jsonl")
+    assert [r.step for r in file.records] == [0, 2, 4, 6]
+    assert file.complete  # the summary is there, too
+
+
+def test_shadow_and_ratio_protocol_agree_on_a_short_run(digits, tmp_path):
+    settings = Settings(steps=40, every=10, dtype="float64", ratios=(5, 10))
+    run = run_shadow("linear", digits, settings, tmp_path)
+    ratios = run_fig1_ratios("linear", digits, settings, tmp_path)
+    agreement = compare(run.records, ratios.rows)
+    assert agreement.n_common == 4
+    assert agreement.share == 1.0, agreement.text
+    assert judge(run.records).level == "resolved"
+    assert read_rows(tmp_path / "ratios.jsonl") == list(ratios.rows)

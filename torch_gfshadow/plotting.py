@@ -5,10 +5,11 @@ Drawn through matplotlib's object interface: no pyplot, no backend, no global st
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch_gfshadow.errors import must
 from torch_gfshadow.record import Record
@@ -22,8 +23,9 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 # Okabe and Ito's palette: distinguishable under every common colour blindness.
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
+_MARKERS = "ov^*sD"
 _FONT = 8.0
-_SMALL: Any = {"fontsize": _FONT - 1, "color": GREY}
+_COLUMN_INCHES, _ROW_INCHES = 3.3, 1.7
 
 
 def figure1(
@@ -36,7 +38,7 @@ def figure1(
 
     One column per network; from top to bottom the loss, the distance from initialisation against
     the discrepancy from gradient flow with its error bar as a band, λ_max and λ_min with their
-    residuals as bands. What a record did not measure is left out.
+    residuals as bands. What no record measured is left out.
 
     Args:
         runs: Title → records.
@@ -51,21 +53,30 @@ def figure1(
         ImportError: If matplotlib is not installed.
     """
     if not runs or not all(runs.values()):
+        empty = [title for title, records in runs.items() if not records]
+        got = f"none for {', '.join(empty)}" if empty else "no network"
         raise ValueError(
-            must("runs", "records of at least one network", dict(runs), "Record a run first.")
+            must("runs", "records of at least one network", got, "Record a run first.")
         )
-    figure = _new_figure(width=max(3.5, 3.3 * len(runs) + 0.3), height=7.2)
-    panels = (_draw_loss, _draw_distances, _draw_lambda_max, _draw_lambda_min)
-    grid: Any = figure.subplots(
-        len(panels), len(runs), squeeze=False, sharex="col", sharey="row", height_ratios=_HEIGHTS
+    panels = [panel for panel in _PANELS if panel.always or _is_measured(runs.values(), panel)]
+    heights = [panel.height for panel in panels]
+    figure = _new_figure(
+        width=_COLUMN_INCHES * max(len(runs), 1.15) + 0.3, height=_ROW_INCHES * sum(heights) + 0.7
     )
+    grid: Any = figure.subplots(
+        len(panels), len(runs), squeeze=False, sharex="col", sharey="row", height_ratios=heights
+    )
+    for row, panel in zip(grid, panels, strict=True):
+        for axes, (title, records) in zip(row, runs.items(), strict=True):
+            panel.draw(axes, records)
+            if panel.field == "discrepancy":
+                _draw_overlays(axes, (overlays or {}).get(title) or {})
+                _legend_above(axes)
+            _finish(axes)
+        panel.scale(row, runs.values())
+        row[0].set_ylabel(panel.label, fontsize=_FONT)
     for column, (title, records) in enumerate(runs.items()):
-        for row, draw in enumerate(panels):
-            draw(grid[row][column], records)
-        _draw_overlays(grid[1][column], (overlays or {}).get(title) or {})
-        _finish_column(grid[:, column], title, records)
-    _finish_rows(grid)
-    grid[1][0].set_ylim(bottom=_floor(runs.values()))
+        _finish_column(grid[0][column], grid[-1][column], title, records)
     if path is not None:
         figure.savefig(path, dpi=200)
     return figure
@@ -88,14 +99,13 @@ def plot_records(records: Sequence[Record], path: str | Path | None = None) -> F
     return figure1({"": records}, path)
 
 
-_MARKERS = "ov^*sD"
-_HEIGHTS = (1.0, 1.35, 0.8, 0.9)
+def require_matplotlib() -> None:
+    """Raise the error of a missing matplotlib now, before hours of work for a picture.
 
-
-def _new_figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as missing:
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(
             must(
                 "matplotlib",
@@ -103,13 +113,19 @@ def _new_figure(width: float, height: float) -> Figure:
                 "no such package",
                 'Run `pip install "torch-gfshadow[demo]"`.',
             )
-        ) from missing
+        )
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _series(
     records: Sequence[Record], value: str, error: str | None = None
-) -> tuple[list[int], list[float], list[float]]:
+) -> tuple[list[float], list[float], list[float]]:
     """Return steps, values and errors of the records that measured ``value`` (error 0 if none)."""
     steps, values, errors = [], [], []
     for record in records:
@@ -117,10 +133,21 @@ def _series(
         if number is None or not math.isfinite(number):
             continue
         bar = getattr(record, error) if error else None
-        steps.append(record.step)
+        steps.append(float(record.step))
         values.append(float(number))
         errors.append(float(bar) if bar is not None and math.isfinite(bar) else 0.0)
     return steps, values, errors
+
+
+def _positive(
+    steps: Sequence[float], values: Sequence[float], errors: Sequence[float]
+) -> tuple[list[float], list[float], list[float]]:
+    rows = [row for row in zip(steps, values, errors, strict=True) if row[1] > 0]
+    return [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows]
+
+
+def _is_measured(runs: Iterable[Sequence[Record]], panel: _Panel) -> bool:
+    return any(_series(records, panel.field)[0] for records in runs)
 
 
 def _draw_loss(axes: Axes, records: Sequence[Record]) -> None:
@@ -128,21 +155,23 @@ def _draw_loss(axes: Axes, records: Sequence[Record]) -> None:
     axes.plot(steps, values, color=BLUE, label="gradient descent, $f(\\theta_k)$")
     steps, values, _ = _series(records, "shadow_loss")
     if steps:
-        axes.plot(steps, values, color=VERMILLION, ls=(0, (4, 3)), label="gradient flow (shadow)")
-    axes.set_ylabel("training loss $f$ (nats)")
-    axes.set_ylim(bottom=0)
+        label = "gradient flow, $f(\\tilde\\theta(t_k))$"
+        axes.plot(steps, values, color=VERMILLION, ls=(0, (4, 3)), label=label)
+    axes.legend(fontsize=_FONT - 1, frameon=False)
 
 
 def _draw_distances(axes: Axes, records: Sequence[Record]) -> None:
     steps, values, _ = _positive(*_series(records, "distance_from_init"))
     axes.plot(steps, values, color=BLUE, label="from initialisation")
     steps, values, errors = _positive(*_series(records, "discrepancy", "solver_error"))
-    low = [max(v - e, 1e-3 * v) for v, e in zip(values, errors, strict=True)]
-    high = [v + e for v, e in zip(values, errors, strict=True)]
-    axes.plot(steps, values, color=VERMILLION, label="from gradient flow (discrepancy)")
-    axes.fill_between(steps, low, high, color=VERMILLION, alpha=0.25, lw=0, label="error bar")
+    if steps:
+        low = [max(v - e, 1e-3 * v) for v, e in zip(values, errors, strict=True)]
+        high = [v + e for v, e in zip(values, errors, strict=True)]
+        axes.plot(steps, values, color=VERMILLION, label="from gradient flow")
+        axes.fill_between(
+            steps, low, high, color=VERMILLION, alpha=0.25, lw=0, label="its error bar"
+        )
     axes.set_yscale("log")
-    axes.set_ylabel(r"distance $\Vert\cdot\Vert_2$ from $\theta_k$ (units of $\theta$)")
 
 
 def _draw_overlays(axes: Axes, curves: Mapping[str, Curve]) -> None:
@@ -162,31 +191,44 @@ def _draw_overlays(axes: Axes, curves: Mapping[str, Curve]) -> None:
         )
 
 
-def _floor(runs: Iterable[Sequence[Record]]) -> float | None:
-    """Return the lower end of the distance axis: neither the first steps nor a band set it."""
-    lows = []
-    for records in runs:
-        values = sorted(_positive(*_series(records, "discrepancy"))[1])
-        if values:
-            lows.append(0.3 * values[len(values) // 20])
-    return min(lows, default=None)
+def _legend_above(axes: Axes) -> None:
+    # above the panel: with the finer runs there is no free corner left inside
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=2,
+        fontsize=_FONT - 1,
+        frameon=False,
+        borderaxespad=0.2,
+        columnspacing=1.2,
+        handlelength=1.8,
+    )
 
 
 def _draw_lambda_max(axes: Axes, records: Sequence[Record]) -> None:
     _draw_eigenvalue(axes, records, "lambda_max", GREEN)
-    axes.set_ylabel(r"$\lambda_{\max}(\nabla^2 f)$  ($f/\theta^2$)")
-    axes.set_ylim(bottom=0)
-    sizes = [r.step_size for r in records if r.step_size]
-    if sizes:
-        text = f"edge of stability: $2/\\eta$ = {2 / sizes[-1]:,.4g}"
-        axes.text(0.98, 0.93, text, transform=axes.transAxes, ha="right", va="top", **_SMALL)
+    sizes = [record.step_size for record in records if record.step_size]
+    if not sizes:
+        return
+    edge = 2 / sizes[-1]
+    if edge < 2 * axes.dataLim.ymax:
+        axes.axhline(edge, color=GREY, lw=0.8, ls="--")
+    axes.text(
+        0.98,
+        0.05,
+        f"edge of stability at $2/\\eta$ = {edge:,.4g}",
+        transform=axes.transAxes,
+        ha="right",
+        va="bottom",
+        fontsize=_FONT - 1,
+        color=GREY,
+    )
 
 
 def _draw_lambda_min(axes: Axes, records: Sequence[Record]) -> None:
     _draw_eigenvalue(axes, records, "lambda_min", PURPLE)
     axes.set_yscale("symlog", linthresh=0.1)
     axes.axhline(0, color=GREY, lw=0.6)
-    axes.set_ylabel(r"$\lambda_{\min}(\nabla^2 f)$  ($f/\theta^2$)")
 
 
 def _draw_eigenvalue(axes: Axes, records: Sequence[Record], name: str, color: str) -> None:
@@ -197,24 +239,84 @@ def _draw_eigenvalue(axes: Axes, records: Sequence[Record], name: str, color: st
     axes.plot(steps, values, color=color, marker="o", ms=1.8, lw=1.0)
 
 
-def _positive(
-    steps: Sequence[float], values: Sequence[float], errors: Sequence[float]
-) -> tuple[list[float], list[float], list[float]]:
-    rows = [row for row in zip(steps, values, errors, strict=True) if row[1] > 0]
-    return [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows]
+def _scale_from_zero(row: Sequence[Axes], runs: Iterable[Sequence[Record]]) -> None:
+    top = max(axes.dataLim.ymax for axes in row)
+    if math.isfinite(top) and top > 0:
+        row[0].set_ylim(0, 1.08 * top)
 
 
-def _finish_column(column: Sequence[Axes], title: str, records: Sequence[Record]) -> None:
+def _scale_distances(row: Sequence[Axes], runs: Iterable[Sequence[Record]]) -> None:
+    # neither the first steps nor the lower edge of an unresolved band set the scale
+    lows = []
+    for records in runs:
+        values = sorted(_positive(*_series(records, "discrepancy"))[1])
+        if values:
+            lows.append(0.3 * values[len(values) // 20])
+    if lows:
+        row[0].set_ylim(bottom=min(lows))
+
+
+def _keep_scale(row: Sequence[Axes], runs: Iterable[Sequence[Record]]) -> None:
+    pass
+
+
+class _Panel(NamedTuple):
+    field: str
+    height: float
+    label: str
+    draw: Callable[[Axes, Sequence[Record]], None]
+    scale: Callable[[Sequence[Axes], Iterable[Sequence[Record]]], None]
+    always: bool = False
+
+
+_PANELS = (
+    _Panel("loss", 1.0, "training loss $f$ (nats)", _draw_loss, _scale_from_zero),
+    _Panel(
+        "discrepancy",
+        1.4,
+        r"distance $\Vert\cdot\Vert_2$ of $\theta_k$ (units of $\theta$)",
+        _draw_distances,
+        _scale_distances,
+        always=True,
+    ),
+    _Panel(
+        "lambda_max",
+        0.8,
+        r"$\lambda_{\max}(\nabla^2 f)$  ($f/\theta^2$)",
+        _draw_lambda_max,
+        _scale_from_zero,
+    ),
+    _Panel(
+        "lambda_min",
+        0.9,
+        r"$\lambda_{\min}(\nabla^2 f)$  ($f/\theta^2$)",
+        _draw_lambda_min,
+        _keep_scale,
+    ),
+)
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(visible=True, color="#dddddd", lw=0.5)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=_FONT - 1)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _finish_column(top: Axes, bottom: Axes, title: str, records: Sequence[Record]) -> None:
     last = records[-1]
-    column[0].set_title(title, fontsize=_FONT + 2, pad=4)
-    column[-1].set_xlabel("gradient descent step $k$", fontsize=_FONT)
-    column[-1].set_xlim(0, max(last.step, 1))
+    top.set_title(title, fontsize=_FONT + 2)
+    bottom.set_xlabel("gradient descent step $k$", fontsize=_FONT)
+    bottom.set_xlim(0, max(last.step, 1))
+    bottom.locator_params(axis="x", nbins=5, integer=True)
     if last.step > 0 and last.time > 0 and _constant_pace(records):
         pace = last.time / last.step
         scale: Any = (lambda k: k * pace, lambda t: t / pace)
-        clock = column[0].secondary_xaxis("top", functions=scale)
+        clock = top.secondary_xaxis("top", functions=scale)
         clock.set_xlabel(f"flow time $t_k$ ($\\eta$ = {pace:g})", fontsize=_FONT)
         clock.tick_params(labelsize=_FONT - 1)
+        clock.locator_params(axis="x", nbins=5)
 
 
 def _constant_pace(records: Sequence[Record]) -> bool:
@@ -223,19 +325,3 @@ def _constant_pace(records: Sequence[Record]) -> bool:
         math.isclose(r.time * last.step, r.step * last.time, rel_tol=1e-6, abs_tol=1e-9)
         for r in records
     )
-
-
-def _finish_rows(grid: Sequence[Sequence[Axes]]) -> None:
-    for row in grid:
-        for index, axes in enumerate(row):
-            axes.grid(visible=True, color="#dddddd", lw=0.5)
-            axes.set_axisbelow(True)
-            axes.tick_params(labelsize=_FONT - 1)
-            axes.yaxis.label.set_fontsize(_FONT)
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
-            if index > 0:
-                axes.set_ylabel("")
-    for row in grid[:2]:
-        for axes in row:
-            axes.legend(fontsize=_FONT - 1, frameon=False)

