@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_gfshadow._random import Streams
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import ObjectiveError, must
+
+# The switches torch.nn.attention.sdpa_kernel works, which is ten times slower to enter and leave;
+# they govern the CPU's kernels, too.
+_FUSED_ATTENTION: tuple[tuple[Callable[[], bool], Callable[[bool], Any]], ...] = (
+    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+    (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
+)
+
+_math_enabled: Callable[[], bool] = torch.backends.cuda.math_sdp_enabled
 
 # One number for the whole process: a checkpointed forward is recomputed in autograd's own
 # threads, so a thread-local flag would let hooks capture our batch as the user's.
@@ -33,7 +43,8 @@ def isolated(device_types: Iterable[str], streams: Streams, *, eager: bool) -> I
     restored afterwards.
     """
     global _depth
-    fastpath = torch.backends.mha.get_fastpath_enabled()
+    math = bool(_math_enabled())
+    fused = [get() for get, _ in _FUSED_ATTENTION]
     with ExitStack() as stack:
         # Entered only where needed: this runs thousands of times around small models.
         if torch.is_inference_mode_enabled():
@@ -43,17 +54,21 @@ def isolated(device_types: Iterable[str], streams: Streams, *, eager: bool) -> I
         for kind in {"cpu", *device_types} - {"meta"}:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if eager:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(streams.kept())
-        torch.backends.mha.set_fastpath_enabled(False)
+        state = streams.state()
         _depth += 1
         try:
+            for _, set_enabled in _FUSED_ATTENTION:
+                set_enabled(False)
+            torch.backends.cuda.enable_math_sdp(True)
             yield
         finally:
             _depth -= 1
-            torch.backends.mha.set_fastpath_enabled(fastpath)
+            torch.backends.cuda.enable_math_sdp(math)
+            for (_, set_enabled), enabled in zip(_FUSED_ATTENTION, fused, strict=True):
+                set_enabled(enabled)
+            streams.load(state)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
