@@ -91,8 +91,9 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         if os.environ.get(TRACE, "0") not in ("", "0"):
             self._manager.add_hookcall_monitoring(_trace, lambda *_: None)
+        version = _own_version()
         for name in BUILTINS:
-            self._register(import_module(name), Owner(name, "torch-gfshadow", _own_version()))
+            self._register(import_module(name), Owner(name, "torch-gfshadow", version))
         installed = discover(disable)
         self.load_errors = [item.error for item in installed if item.error is not None]
         for item in installed:
