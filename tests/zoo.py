@@ -6,7 +6,6 @@ import warnings
 from collections import OrderedDict
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -140,7 +139,7 @@ class Attention(nn.Module):
 
     def forward(self, x):
         q, k, v = self.qkv(x.unsqueeze(-1)).unsqueeze(1).chunk(3, -1)
-        return self.head(F.scaled_dot_product_attention(q, k, v).squeeze(1).mean(1))
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1).mean(1))
 
 
 class Sparse(nn.Module):
@@ -162,7 +161,7 @@ class Convolutional(nn.Module):
         self.head = nn.Linear(3, OUT)
 
     def forward(self, x):
-        return self.head(F.gelu(self.norm(self.conv(x.unsqueeze(1)))).mean(-1))
+        return self.head(nn.functional.gelu(self.norm(self.conv(x.unsqueeze(1)))).mean(-1))
 
 
 class OwnFunction(torch.autograd.Function):

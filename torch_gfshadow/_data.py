@@ -153,7 +153,7 @@ def _maker(data: Any) -> Callable[[], Iterable[Any]]:
         return lambda: _beside(data)
     if _is_dataset(data):
         return lambda: DataLoader(data, batch_size=CHUNK_SIZE, generator=torch.Generator())
-    if isinstance(data, list) and data and all(isinstance(x, (tuple, list, Mapping)) for x in data):
+    if isinstance(data, list) and all(isinstance(x, (tuple, list, Mapping)) for x in data):
         return lambda: data
     # A container that moves as one (`.to(device)`) is one batch, even if it can be iterated.
     if isinstance(data, (Tensor, tuple, list, Mapping)) or callable(getattr(data, "to", None)):

@@ -24,6 +24,8 @@ _FUSED_ATTENTION: tuple[tuple[Callable[[], bool], Callable[[bool], Any]], ...] =
 
 _math_enabled: Callable[[], bool] = torch.backends.cuda.math_sdp_enabled
 
+_MISSING = object()
+
 # One number for the whole process: a checkpointed forward is recomputed in autograd's own
 # threads, so a thread-local flag would let hooks capture our batch as the user's.
 _depth = 0
@@ -170,8 +172,9 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _put_back(store: Any, content: dict[str, Any]) -> None:
-    for key in [key for key in store if key not in content]:
+    now = dict(store)  # a scripted module's stores are no dictionaries
+    for key in now.keys() - content.keys():
         del store[key]
     for key, value in content.items():
-        if key not in store or store[key] is not value:
+        if now.get(key, _MISSING) is not value:
             store[key] = value

@@ -37,6 +37,8 @@ class Sandbox:
         self.streams = Streams(torch_streams(self.devices))
         self.random_state = self.streams.state()
         self._host = Host(self.model, layout)
+        self.by_backward = False
+        self._unused: set[str] = set()
 
     def guard(self) -> AbstractContextManager[None]:
         """Return the context every evaluation runs in; entering it again is cheap."""
@@ -109,13 +111,40 @@ class Sandbox:
         during the backward pass, and must find the same ones.
         """
         batch = _cast(batch, dtype)
+        if create_graph:
+            return self._differentiated(params, batch, dtype, _grad_with_graph)
+        missing: set[str] = set()
+        if not self.by_backward:
+            try:
+                loss, grads = self._differentiated(params, batch, dtype, _grad)
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                self.by_backward = True
+            else:
+                missing = {name for name, g in zip(params, grads, strict=True) if g is None}
+                if missing <= self._unused:
+                    return loss, grads
+        # Reentrant checkpoints (and others who run a backward pass inside theirs) reach their
+        # parameters by accumulation only: autograd.grad refuses or says "unused".
+        loss, grads = self._differentiated(params, batch, dtype, _backward)
+        reached = {name for name, g in zip(params, grads, strict=True) if g is not None}
+        self.by_backward |= bool(missing & reached)
+        self._unused |= missing
+        return loss, grads
+
+    def _differentiated(
+        self,
+        params: Mapping[str, Tensor],
+        batch: Any,
+        dtype: torch.dtype | None,
+        derivative: Callable[[Tensor, list[Tensor]], Iterable[Tensor | None]],
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         with self.swapped(params, dtype):
             loss = self.forward(batch)
             if not loss.requires_grad:
                 return loss, (None,) * len(params)
-            grads = torch.autograd.grad(
-                loss, list(params.values()), create_graph=create_graph, allow_unused=True
-            )
+            grads = derivative(loss, list(params.values()))
         return loss, tuple(g.to_dense() if g is not None and g.is_sparse else g for g in grads)
 
     def gradient(
@@ -139,6 +168,43 @@ class Sandbox:
                     return total, self.layout.flatten(grads, out)
                 flat = torch.add(flat, self.layout.flatten(grads, wide), alpha=weight)
         return total, flat.to(out)
+
+
+def _grad(loss: Tensor, inputs: list[Tensor]) -> Iterable[Tensor | None]:
+    return torch.autograd.grad(loss, inputs, allow_unused=True)
+
+
+def _grad_with_graph(loss: Tensor, inputs: list[Tensor]) -> Iterable[Tensor | None]:
+    return torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+
+
+def _backward(loss: Tensor, inputs: list[Tensor]) -> Iterable[Tensor | None]:
+    """Differentiate by accumulation, into the lent leaves and nobody else's ``.grad``."""
+    kept = [(leaf, leaf.grad) for leaf in _leaves(loss)]
+    try:
+        for leaf, _ in kept:
+            leaf.grad = None
+        torch.autograd.backward(loss)
+        return [tensor.grad for tensor in inputs]
+    finally:
+        for tensor in inputs:
+            tensor.grad = None
+        for leaf, grad in kept:
+            leaf.grad = grad
+
+
+def _leaves(loss: Tensor) -> Iterable[Tensor]:
+    """Return the tensors a backward pass from ``loss`` would accumulate into."""
+    pending, seen, leaves = [loss.grad_fn], set(), []
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        pending.extend(following for following, _ in node.next_functions)
+    return leaves
 
 
 def _cast(batch: Any, dtype: torch.dtype | None) -> Any:

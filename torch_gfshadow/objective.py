@@ -138,8 +138,9 @@ class Objective:
     def _loss(self, theta: Tensor, chunks: Iterable[tuple[Any, float]]) -> float:
         total = 0.0
         with self.guard():
-            # Leaves without gradient build no graph.
-            params = self.sandbox.params_at(theta, requires_grad=self._loss_needs_graph)
+            # Leaves without gradient build no graph; reentrant checkpoints warn of them.
+            graph = self._loss_needs_graph or self.sandbox.by_backward
+            params = self.sandbox.params_at(theta, requires_grad=graph)
             for batch, weight in chunks:
                 with self.sandbox.swapped(params):
                     total += weight * self.sandbox.forward(batch).item()
