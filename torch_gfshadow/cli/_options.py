@@ -159,6 +159,7 @@ def choices(
     out: Path,
     quick: bool,
     as_json: bool,
+    fine_dtype: str = Settings.fine_dtype,
 ) -> Choices:
     """Turn the options' values into checked choices."""
     steps = steps or (_QUICK_STEPS if quick else Settings.steps)
@@ -173,6 +174,7 @@ def choices(
             probe_every=probe_every,
             seed=seed,
             dtype=dtype,
+            fine_dtype=fine_dtype,
             shadow={name: value for name, value in given.items() if value is not None},
         ),
         n_digits=digits,

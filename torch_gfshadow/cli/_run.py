@@ -272,6 +272,7 @@ def _about(command: str, chosen: Choices, digits: Digits, protocol: str) -> dict
             "probe_every": settings.probe_period,
             "seed": settings.seed,
             "dtype": settings.dtype,
+            "fine_dtype": settings.fine_dtype,
             "digits": chosen.n_digits,
             "ratios": list(settings.ratios),
             **settings.shadow,

@@ -25,11 +25,19 @@ def reproduce() -> None:
     "(the paper's, 37 extra gradients per step). shadow: gradient flow by a solver. "
     "both: whether the two agree within their error bars, and what each costs.",
 )
+@click.option(
+    "--fine-dtype",
+    type=OneOf(["float32", "float64"]),
+    default="float64",
+    show_default=True,
+    help="Precision of the runs at η/r. The paper's is float32, where by step 8,500 rounding makes "
+    "the linear network's distance to the run at η/20 17 times what it should be.",
+)
 @run_options("gfshadow-fig1")
 def fig1(protocol: str, **values: Any) -> None:
     """Figure 1: how far gradient descent is from gradient flow while it trains.
 
-    In float32 rounding blurs runs at small step sizes; each row says by how much, and
-    --dtype float64 makes it negligible.
+    Writes into --out: <network>/records.jsonl and <network>/ratios.jsonl, figure1.png and
+    summary.json. Ctrl-C keeps what was recorded.
     """
     run("reproduce fig1", choices(**values), protocol)

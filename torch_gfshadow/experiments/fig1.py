@@ -40,6 +40,8 @@ class Settings:
         seed: Seed of the weights, of the draw of digits and of the probes.
         dtype: ``"float32"`` or ``"float64"``, of weights and data.
         ratios: The r of the ratio protocol.
+        fine_dtype: Precision of the runs at η_0/r. The paper's is float32, where rounding
+            outweighs what is measured; see :func:`~torch_gfshadow.experiments.ratios.run_ratios`.
         shadow: Further keyword arguments of :func:`torch_gfshadow.attach`.
     """
 
@@ -50,6 +52,7 @@ class Settings:
     seed: int = 0
     dtype: str = "float32"
     ratios: Sequence[int] = RATIOS
+    fine_dtype: str = "float64"
     shadow: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,10 +62,12 @@ class Settings:
                 raise ValueError(must(name, "at least 1", value, "It counts gradient steps."))
         if not (self.step_size > 0 and math.isfinite(self.step_size)):
             raise ValueError(must("step_size", "positive", self.step_size, "The paper uses 1e-3."))
-        if self.dtype not in _DTYPES:
-            raise ValueError(
-                must("dtype", "'float32' or 'float64'", repr(self.dtype), "Choose one of the two.")
-            )
+        for name in ("dtype", "fine_dtype"):
+            value = getattr(self, name)
+            if value not in _DTYPES:
+                raise ValueError(
+                    must(name, "'float32' or 'float64'", repr(value), "Choose one of the two.")
+                )
 
     @property
     def record_period(self) -> int:
@@ -178,6 +183,7 @@ def run_fig1_ratios(
         steps=settings.steps,
         ratios=settings.ratios,
         every=settings.record_period,
+        fine_dtype=_DTYPES[settings.fine_dtype],
         on_row=keep,
     )
 

@@ -20,6 +20,10 @@ from torch_gfshadow.errors import must
 
 RATIOS = (2, 5, 10, 20)
 
+# Subtracting the summed rounding errors ignores how the flow carries each one on. Against float64
+# runs this left 3 % of them on the linear network and 5 % on the ReLU network.
+_ROUNDING_LEFT = 0.1
+
 ObjectiveFn = Callable[[nn.Module, Any], Tensor]
 
 
@@ -33,9 +37,10 @@ class RatioRow:
         distances: r → ‖θ_k^{η} − θ_{rk}^{η/r}‖, in units of θ. To first order in η this is
             (1 − 1/r) times the discrepancy from the flow.
         extrapolated: Estimate of the discrepancy itself, ‖θ_k^{η} − θ̂‖, where θ̂ extrapolates
-            the two finest runs linearly to step size zero (Richardson).
+            the two finest runs, cleared of their rounding, linearly to step size zero
+            (Richardson).
         extrapolated_error: Its error bar: how far θ̂ moves when a third run joins the
-            extrapolation, plus what rounding has contributed.
+            extrapolation, plus a tenth of the rounding that was taken out.
         rounding: r → norm of the rounding errors that the run's updates have summed up.
         losses: r → objective of that run, r = 1 for the run at η.
     """
@@ -91,15 +96,19 @@ def run_ratios(
     steps: int = 10_000,
     ratios: Sequence[int] = RATIOS,
     every: int = 20,
+    fine_dtype: torch.dtype | None = None,
     on_row: Callable[[RatioRow], None] | None = None,
 ) -> RatioRun:
     """Run gradient descent at η and at every η/r in lockstep and record their distances.
 
-    Every run is a plain ``torch.optim.SGD`` on its own copy of ``model``, in the model's own
-    dtype. In float32 rounding limits what a fine run can show: an update of η/r·∇f below half a
-    unit in the last place of a weight is lost. Each row therefore carries the rounding error its
-    runs have summed up; a float64 model makes it negligible. Memory: two copies of the model and
-    of a float64 vector per run, whatever the number of steps.
+    Every run is a plain ``torch.optim.SGD`` on its own copy of ``model``. In float32 rounding
+    limits what a fine run can show: an update of η/r·∇f below half a unit in the last place of a
+    weight is lost. On the paper's linear network the run at η/20 is by step 1,500 farther from
+    its exact self than from gradient descent at η, and by step 8,500 its distance is 17 times the
+    discrepancy. Each row therefore carries the rounding its runs have summed up, and
+    ``extrapolated`` is cleared of it; ``fine_dtype=torch.float64`` avoids it, and leaves the run
+    at η what it is. Memory: a copy of the model and a few float64 vectors per run, and of the
+    data per dtype, whatever the number of steps.
 
     Args:
         model: Where all runs start; it is copied, not changed.
@@ -109,6 +118,8 @@ def run_ratios(
         steps: Steps at η; the run at η/r takes r times as many.
         ratios: Integers r > 1.
         every: Steps between rows; step 0 and the last step always have one.
+        fine_dtype: Precision of the runs at η/r and of their copy of the data; by default that
+            of the model.
         on_row: Called with each row as soon as it exists.
 
     Returns:
@@ -118,7 +129,11 @@ def run_ratios(
         ValueError: If an argument is out of its range.
     """
     _check(step_size, steps, ratios, every)
-    runs = {r: _Run(model, objective, data, step_size, r) for r in (1, *sorted(set(ratios)))}
+    runs = {1: _Run(copy.deepcopy(model), objective, data, step_size)}
+    fine_data = _cast(data, fine_dtype)
+    for r in sorted(set(ratios)):
+        fine = copy.deepcopy(model).to(fine_dtype)
+        runs[r] = _Run(fine, objective, fine_data, step_size / r)
     start = runs[1].position()
     rows: list[RatioRow] = []
     for step in range(steps + 1):
@@ -162,15 +177,14 @@ def read_rows(path: Path) -> list[RatioRow]:
 
 
 class _Run:
-    """Plain SGD at η/r, counting gradients and summing the rounding errors of its updates."""
+    """Plain SGD, counting gradients and summing the rounding errors of its updates."""
 
     def __init__(
-        self, model: nn.Module, objective: ObjectiveFn, data: Any, step_size: float, ratio: int
+        self, model: nn.Module, objective: ObjectiveFn, data: Any, step_size: float
     ) -> None:
-        self.model = copy.deepcopy(model)
-        self.objective, self.data = objective, data
+        self.model, self.objective, self.data = model, objective, data
         self.params = [p for p in self.model.parameters() if p.requires_grad]
-        self.step_size = step_size / ratio
+        self.step_size = step_size
         self.optimizer = torch.optim.SGD(self.params, lr=self.step_size)
         self.rounding = torch.zeros_like(self.position())
         self.n_grad_evals = 0
@@ -193,6 +207,17 @@ class _Run:
             return float(self.objective(self.model, self.data))
 
 
+def _cast(data: Any, dtype: torch.dtype | None) -> Any:
+    """Return ``data`` with its floating-point tensors in ``dtype``."""
+    if isinstance(data, Tensor):
+        return data.to(dtype) if dtype is not None and data.is_floating_point() else data
+    if isinstance(data, Mapping):
+        return {key: _cast(item, dtype) for key, item in data.items()}
+    if isinstance(data, (tuple, list)):
+        return type(data)(_cast(item, dtype) for item in data)
+    return data
+
+
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.detach().reshape(-1) for t in tensors]).double()
 
@@ -200,20 +225,20 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 def _measure(step: int, runs: Mapping[int, _Run], start: Tensor) -> RatioRow:
     at = {ratio: run.position() for ratio, run in runs.items()}
     finest = sorted(runs, reverse=True)
-    two = _weights(finest[:2])
-    three = _weights(finest[:3])
-    limit = _combine(two, at)
-    shift = _norm(_combine(three, at) - limit)
-    if len(finest) < 3:  # one ratio only: the extrapolation itself is the uncertainty
-        shift = _norm(at[finest[0]] - limit)
-    # the rounding of the run at η is part of its iterates, hence of the discrepancy
-    errors = {r: run.rounding if r > 1 else torch.zeros_like(start) for r, run in runs.items()}
+    two, three = _weights(finest[:2]), _weights(finest[:3])
+    # the rounding of the run at η belongs to its iterates, hence to the discrepancy
+    noise = {r: run.rounding if r > 1 else torch.zeros_like(start) for r, run in runs.items()}
+    clean = {r: position - noise[r] for r, position in at.items()}
+    limit = _combine(two, clean)
+    # with one ratio only, the extrapolation itself is the uncertainty
+    other = _combine(three, clean) if len(three) > 2 else clean[finest[0]]
+    error = _norm(other - limit) + _ROUNDING_LEFT * _norm(_combine(two, noise))
     return RatioRow(
         step=step,
         distance_from_init=_norm(at[1] - start),
         distances={r: _norm(at[1] - at[r]) for r in sorted(runs) if r > 1},
         extrapolated=_norm(at[1] - limit),
-        extrapolated_error=shift + _norm(_combine(two, errors)),
+        extrapolated_error=error,
         rounding={r: _norm(runs[r].rounding) for r in sorted(runs)},
         losses={r: runs[r].loss() for r in sorted(runs)},
     )
