@@ -1,0 +1,177 @@
+"""Shadow: the handle the user holds. It never is, and never holds, an optimizer."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torch_gfshadow.hooks import StepHooks
+from torch_gfshadow.plotting import plot_records
+from torch_gfshadow.record import Record
+from torch_gfshadow.status import Status
+from torch_gfshadow.tracker import Tracker
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_log = logging.getLogger(__name__)
+
+
+class Shadow:
+    """The gradient-flow shadow of one optimizer, made by :func:`torch_gfshadow.attach`.
+
+    Leaving it as a context manager detaches it. Copies and pickles of the optimizer are plain.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._parts = tracker.parts
+        self._attached = False
+        self._disabled = False
+        self._hooks = StepHooks(
+            self._timed(tracker.before_step),
+            self._timed(tracker.after_step),
+            tracker.parts.watched.skips,
+            self._fail,
+        )
+
+    # -- what was measured --------------------------------------------------------------------
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """All records so far, the first from step 0."""
+        return self._parts.session.records
+
+    @property
+    def status(self) -> Status:
+        """State of the last record; ``disabled`` after an error of ours."""
+        return Status.DISABLED if self._disabled else self._parts.session.status
+
+    @property
+    def errors(self) -> list[BaseException]:
+        """Everything that was caught so that training could go on."""
+        return [*self._parts.session.errors, *self._parts.plugins.errors]
+
+    def summary(self) -> dict[str, Any]:
+        """Return final and largest discrepancy with bars, cost by purpose, worst status."""
+        out = self._tracker.summary()
+        if self._disabled:
+            out["status"] = Status.DISABLED.value
+        return out
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the records as a table, one row each, columns as in ``Record``.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(
+                "pandas must be installed for to_pandas(). "
+                'Run: pip install "torch-gfshadow[pandas]"'
+            ) from error
+        return pd.DataFrame([record.to_dict() for record in self.records])
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw loss, discrepancy with its band, and eigenvalues; save to ``path`` if given.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        return plot_records(self.records, path)
+
+    # -- control ------------------------------------------------------------------------------
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Write no records and integrate nothing inside the block; the clock goes on."""
+        before, self._tracker.paused = self._tracker.paused, True
+        try:
+            yield
+        finally:
+            self._tracker.paused = before
+
+    def resync(self) -> None:
+        """Set the shadow to the parameters as they are now."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._timed(self._tracker.resync)()
+
+    def detach(self) -> None:
+        """Take the hooks off the optimizer and close the loggers; records stay."""
+        if self._attached:
+            self._attached = False
+            self._hooks.remove()
+            self._tracker.finish()
+
+    def __enter__(self) -> Shadow:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def __repr__(self) -> str:
+        count = len(self.records)
+        last = self.records[-1] if count else None
+        shown = f", discrepancy={last.discrepancy}" if last and last.discrepancy else ""
+        return f"<Shadow {self.status}, {count} records{shown}>"
+
+    # -- wiring -------------------------------------------------------------------------------
+
+    def _start(self, header: dict[str, Any]) -> None:
+        """Open the loggers, write record 0, and put the hooks on."""
+        parts = self._parts
+        optimizer = parts.watched.optimizer
+        assert optimizer is not None
+        for logger in parts.loggers:
+            logger.start(header)
+        parts.plugins.notify("gfshadow_attach", session=parts.session)
+        with torch.inference_mode(False), torch.no_grad():
+            self._timed(self._tracker.start)()
+        self._hooks.install(optimizer, self._timed(self._tracker.resync))
+        self._attached = True
+
+    def _timed(self, function: Any) -> Any:
+        ledger = self._parts.session.ledger
+
+        def timed() -> None:
+            with ledger.timing():
+                function()
+
+        return timed
+
+    def _fail(self, error: BaseException) -> None:
+        """Fail open: one warning, hooks off, training untouched."""
+        if self._parts.settings.on_error == "raise":
+            raise error
+        if self._disabled:
+            return
+        self._disabled = True
+        self._parts.session.errors.append(error)
+        self._hooks.remove()
+        self._attached = False
+        message = (
+            f"torch_gfshadow disabled itself at step {self._tracker.clock.step + 1}; training goes "
+            f"on untouched. Cause: {type(error).__name__}: {error}"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        _log.debug("traceback", exc_info=error)
+        self._parts.plugins.notify("gfshadow_error", exc=error, session=self._parts.session)
+        try:
+            self._tracker.finish()
+        except Exception as closing:
+            self._parts.session.errors.append(closing)

@@ -1,0 +1,230 @@
+"""ShadowFlow: the numerical flow θ̃(t) carried beside the run, with dense output and error bar.
+
+One solver lives as long as the shadow. It runs ahead of the run's clock and is interpolated
+back, so a step of the run costs a fraction of an evaluation. Read next: ``solvers``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from torch_gfshadow.flows.base import Flow
+from torch_gfshadow.objective import Objective
+from torch_gfshadow.solvers.base import Node, SolverConfig, Stepper
+from torch_gfshadow.solvers.error_bar import ErrorBar
+from torch_gfshadow.status import Status
+
+_SHARE = 0.08
+"""Share of the error allowance that one step of an embedded pair may use up."""
+_KINK_RESOLUTION = 0.25
+_KINK_EVALS = 0.5
+_FREE_EVALS = 200
+_BLOW_UP = 1e8
+
+
+class FlowField:
+    """F(θ) of a flow on an objective, remembering loss and slope of its last evaluation."""
+
+    def __init__(self, flow: Flow, objective: Objective, purpose: str) -> None:
+        self.flow, self.objective, self.purpose = flow, objective, purpose
+        self.loss, self.loss_rate = math.nan, math.nan
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Evaluate F, one gradient of the objective."""
+        self.loss, grad = self.objective.loss_and_grad(theta, self.purpose)
+        return self.remember(self.loss, theta, grad)
+
+    def remember(self, loss: float, theta: Tensor, grad: Tensor) -> Tensor:
+        """Return F(θ) from a gradient that is known, and note loss and d(loss)/dt."""
+        out = self.flow.field(theta, grad)
+        self.loss, self.loss_rate = loss, float(torch.dot(grad.to(out.dtype), out))
+        return out
+
+
+class ShadowFlow:
+    """The flow from one starting point.
+
+    Args:
+        objective: f, evaluated purely.
+        flow: Which field to follow.
+        config: Solver configuration.
+        theta: Starting point, shape ``[d]``.
+        known: ``(f, ∇f)`` at ``theta``.
+        time: Flow time there.
+        step_size: η of the step to come; sets the first step and the scale of resolution.
+        resolution: Asked solver error over discrepancy; ``None`` asks for 0.1 on smooth fields
+            and, across kinks, for what half an evaluation per step buys.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        flow: Flow,
+        config: SolverConfig,
+        theta: Tensor,
+        known: tuple[float, Tensor],
+        *,
+        time: float,
+        step_size: float,
+        resolution: float | None,
+    ) -> None:
+        self.config, self.resolution = config, resolution
+        self.status = Status.OK
+        self.detail = ""
+        self._field = FlowField(flow, objective, "flow")
+        self._errors = FlowField(flow, objective, "error")
+        start = theta.to(config.dtype)
+        node = Node(time, start, self._field.remember(*_ordered(known, start)))
+        self._losses = (self._loss_at(time),) * 2
+        self._step_size = step_size if step_size > 0.0 else 1.0
+        self._origin = time
+        self._first_norm = float(torch.linalg.vector_norm(start))
+        self._scale = self._local_scale(node)
+        self._stepper: Stepper = config.start(self._field, node, 0.1 * self._step_size)
+        self._bar = ErrorBar(self._errors, node)
+        self._evals, self._steps_of_run = 0, 0
+
+    @property
+    def solver(self) -> str:
+        """Name of the solver in use."""
+        return self._stepper.name
+
+    @property
+    def rough(self) -> bool:
+        """Whether kinks were found in the field."""
+        return self._stepper.rough
+
+    @property
+    def alive(self) -> bool:
+        """Whether the flow can be continued."""
+        return self.status is Status.OK
+
+    @property
+    def error(self) -> float:
+        """Error bar on the shadow as far as it is integrated, in the units of θ."""
+        return self._bar.value
+
+    def advance(self, time: float, lambda_max: float | None = None) -> bool:
+        """Integrate past ``time``; say whether the shadow is known there.
+
+        Args:
+            time: Flow time of the run, not before the last one.
+            lambda_max: Largest Hessian eigenvalue last seen by a probe, if any.
+        """
+        self._steps_of_run += 1
+        limit = self._limit()
+        while self.alive and self._stepper.right.time < time:
+            self._step(time, lambda_max)
+            if self._evals > limit and self._stepper.right.time < time:
+                self._stop(
+                    Status.TRUNCATED,
+                    f"{self._evals} evaluations did not bring {self.solver} to t = {time:.6g}; it "
+                    f"stands at {self._stepper.right.time:.6g}",
+                )
+        return self.alive
+
+    def state(self, time: float) -> Tensor:
+        """Return θ̃(time), shape ``[d]``, at a time reached by :meth:`advance`."""
+        return self._stepper.interpolate(time)
+
+    def loss(self, time: float) -> float:
+        """Return f(θ̃(time)) from the losses and slopes at the solver's own nodes, O(h⁴)."""
+        (t0, f0, r0), (t1, f1, r1) = self._losses
+        h = t1 - t0
+        if h <= 0.0:
+            return f1
+        s = (time - t0) / h
+        cubic = (1 + 2 * s) * (1 - s) ** 2 * f0 + s * s * (3 - 2 * s) * f1
+        return cubic + h * s * (1 - s) * ((1 - s) * r0 - s * r1)
+
+    def observe(self, discrepancy: float) -> None:
+        """Take in the discrepancy just measured: the scale that has to be resolved."""
+        if math.isfinite(discrepancy) and discrepancy > 0.0:
+            self._scale = discrepancy
+
+    def _step(self, time: float, lambda_max: float | None) -> None:
+        stepper = self._stepper
+        tolerance = self.config.tolerance(stepper.right)
+        if tolerance is None:
+            tolerance = self._tolerance()
+        shortest, longest = self._limits(lambda_max)
+        before = self._field.objective.ledger.grads["flow"]
+        accepted = stepper.step(tolerance, shortest, longest)
+        self._evals += self._field.objective.ledger.grads["flow"] - before
+        if accepted:
+            node, h = stepper.right, stepper.right.time - stepper.left.time
+            self._losses = (self._losses[1], self._loss_at(node.time))
+            self._bar.two_sided = stepper.rough
+            h_lambda = stepper.stability
+            if lambda_max is not None:
+                h_lambda = min(h_lambda, 1.2 * h * abs(lambda_max))
+            self._bar.add(stepper.local_error, node, h_lambda, self._scale)
+            self._check(node)
+        elif stepper.next_step < 1e-12 * max(self._step_size, time):
+            finite = bool(torch.isfinite(stepper.right.field).all())
+            self._stop(
+                Status.STIFF if finite else Status.NON_FINITE,
+                f"step size {stepper.next_step:.2e} at t = {stepper.right.time:.6g}",
+            )
+
+    def _tolerance(self) -> float:
+        """Local error allowed to the next step, from what is left of the error allowance."""
+        stepper = self._stepper
+        rough_default = _KINK_RESOLUTION if stepper.rough else 0.1
+        target = (self.resolution or rough_default) * self._scale
+        if not stepper.rough:
+            spent = self._bar.value
+            return _SHARE * target * (max(0.1, target / spent) if spent > target else 1.0)
+        # jumps add up like a random walk: share what is left evenly over the logarithm of time
+        left = max(target**2 - self._bar.value**2, 0.1 * target**2)
+        age = max(stepper.right.time - self._origin, stepper.next_step)
+        return 0.5 * math.sqrt(left * stepper.next_step / age)
+
+    def _limits(self, lambda_max: float | None) -> tuple[float, float]:
+        """Shortest and longest step worth taking."""
+        longest = math.inf
+        if not self._stepper.rough:
+            return 0.5 * self._step_size, longest
+        if lambda_max is not None and lambda_max > 0.0:
+            longest = 0.5 / lambda_max
+        # across kinks an evaluation between two iterates of the run resolves nothing
+        shortest = 0.5 * self._step_size
+        if self.resolution is None and (
+            self._evals > _FREE_EVALS + _KINK_EVALS * self._steps_of_run
+        ):
+            shortest = 4.0 * self._step_size
+        return min(shortest, longest), longest
+
+    def _limit(self) -> float:
+        """Evaluations allowed so far: the average per step is capped, a burst is not."""
+        if self.config.max_evals is None:
+            return math.inf
+        return self.config.max_evals * (self._steps_of_run + 20)
+
+    def _local_scale(self, node: Node) -> float:
+        """Return ½ηδ, the discrepancy that the run's first step will make, for one gradient."""
+        ahead = self._field(node.state + self._step_size * node.field)
+        defect = float(torch.linalg.vector_norm(ahead - node.field))
+        tiny = 1e-14 * max(self._first_norm, 1e-3)
+        return max(0.5 * self._step_size * defect, tiny) if math.isfinite(defect) else tiny
+
+    def _loss_at(self, time: float) -> tuple[float, float, float]:
+        return time, self._field.loss, self._field.loss_rate
+
+    def _check(self, node: Node) -> None:
+        size = float(torch.linalg.vector_norm(node.state))
+        if not math.isfinite(size) or not math.isfinite(self._field.loss):
+            self._stop(Status.NON_FINITE, f"the flow is not finite at t = {node.time:.6g}")
+        elif size > _BLOW_UP * max(self._first_norm, 1.0):
+            self._stop(Status.BLOW_UP, f"‖θ̃‖ = {size:.2e} at t = {node.time:.6g}")
+
+    def _stop(self, status: Status, detail: str) -> None:
+        self.status, self.detail = status, detail
+
+
+def _ordered(known: tuple[float, Tensor], theta: Tensor) -> tuple[float, Tensor, Tensor]:
+    loss, grad = known
+    return loss, theta, grad

@@ -1,0 +1,59 @@
+"""Solvers: how the gradient flow is integrated. Read ``base`` for the interface first."""
+
+from __future__ import annotations
+
+from torch_gfshadow.hookspecs import hookimpl
+from torch_gfshadow.solvers.adams import Adams2
+from torch_gfshadow.solvers.auto import Auto
+from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper
+from torch_gfshadow.solvers.embedded import Bosh3, Dopri5, Dopri8
+from torch_gfshadow.specs import SolverSpec
+
+__all__ = [
+    "Adams2",
+    "Auto",
+    "Bosh3",
+    "Dopri5",
+    "Dopri8",
+    "Field",
+    "Node",
+    "SolverConfig",
+    "Stepper",
+    "gfshadow_solvers",
+]
+
+
+@hookimpl
+def gfshadow_solvers() -> list[SolverSpec]:
+    """Register the built-in solvers."""
+    return [
+        SolverSpec(
+            name="auto",
+            factory=Auto,
+            summary="bosh3 on smooth fields, adams2 once kinks are found",
+        ),
+        SolverSpec(
+            name="bosh3",
+            factory=Bosh3,
+            summary="Bogacki–Shampine 3(2), 3 evaluations a step",
+            source="Bogacki & Shampine 1989, torchdiffeq",
+        ),
+        SolverSpec(
+            name="dopri5",
+            factory=Dopri5,
+            summary="Dormand–Prince 5(4), 6 evaluations a step",
+            source="Dormand & Prince 1980, torchdiffeq",
+        ),
+        SolverSpec(
+            name="dopri8",
+            factory=Dopri8,
+            summary="Dormand–Prince 8(7), 13 evaluations a step",
+            source="Prince & Dormand 1981, torchdiffeq",
+        ),
+        SolverSpec(
+            name="adams2",
+            factory=Adams2,
+            summary="two-step Adams–Bashforth stepped by the jump rate, 1 evaluation a step",
+            source="derived; see solvers/adams.py",
+        ),
+    ]

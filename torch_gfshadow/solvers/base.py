@@ -1,0 +1,153 @@
+"""The stepper interface: one live solver, advanced one step at a time, never restarted.
+
+`shadow.py` drives a stepper and reads its dense output; `error_bar.py` reads what each step got
+wrong. Times are floats; states are flat vectors of shape ``[d]``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class Field(Protocol):
+    """The right-hand side F of θ' = F(θ), autonomous; every call is one counted evaluation."""
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Return F(θ), shape ``[d]``, in the state's dtype."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A point of the numerical solution: time, state θ̃ and field F(θ̃)."""
+
+    time: float
+    state: Tensor
+    field: Tensor
+
+
+@runtime_checkable
+class Stepper(Protocol):
+    """A solver between two nodes, with dense output in between.
+
+    ``local_error`` is the vector by which the last accepted step is off, to leading order; its
+    sum over steps, carried along the flow, is what the error bar is made of. ``None`` right
+    after a rejected step, or where the method estimates in windows and none has closed.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the solver in use."""
+        ...
+
+    @property
+    def order(self) -> int:
+        """Order of the method on smooth fields."""
+        ...
+
+    @property
+    def rough(self) -> bool:
+        """Whether the method is one for fields with kinks."""
+        ...
+
+    @property
+    def stability(self) -> float:
+        """Length of the real stability interval per step: h·λ beyond it grows."""
+        ...
+
+    @property
+    def left(self) -> Node:
+        """Start of the last accepted step."""
+        ...
+
+    @property
+    def right(self) -> Node:
+        """End of the last accepted step: as far as the solution is known."""
+        ...
+
+    @property
+    def local_error(self) -> Tensor | None:
+        """Vector by which the solution is newly off since the last call of :meth:`step`."""
+        ...
+
+    @property
+    def next_step(self) -> float:
+        """Size of the next attempt."""
+        ...
+
+    def step(self, tolerance: float, shortest: float = 0.0, longest: float = float("inf")) -> bool:
+        """Try one step; say whether it was accepted.
+
+        Args:
+            tolerance: Largest 2-norm of the local error.
+            shortest: Below this step size, accuracy is given up: only kinks ask for it.
+            longest: Upper limit of the step size.
+        """
+        ...
+
+    def interpolate(self, time: float) -> Tensor:
+        """Return the solution at ``time`` in ``[left.time, right.time]``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverConfig:
+    """What every solver takes.
+
+    Args:
+        rtol: Relative tolerance per step; with ``atol`` it replaces the control by resolution.
+        atol: Absolute tolerance per component and step.
+        dtype: Dtype of the state. float64 keeps the sum of many small steps exact; the field is
+            evaluated in the parameters' own dtype either way.
+        max_evals: Most gradient evaluations of the flow per step of the run, on average; beyond
+            it the shadow is ``truncated``. ``None`` leaves it open.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+    dtype: torch.dtype = torch.float64
+    max_evals: float | None = 50.0
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol", "max_evals"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(
+                    f"{name} must be positive, got {value!r}. Leave it out for the default."
+                )
+        if not self.dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating dtype, got {self.dtype}. Use torch.float64.")
+
+    @property
+    def name(self) -> str:
+        """Registered name."""
+        return type(self).__name__.lower()
+
+    def start(self, field: Field, node: Node, first_step: float) -> Stepper:
+        """Return a live stepper at ``node`` whose first attempt has size ``first_step``."""
+        raise NotImplementedError
+
+    def tolerance(self, node: Node) -> float | None:
+        """Return the tolerance that ``rtol`` and ``atol`` ask for at ``node``, if they are set."""
+        if self.rtol is None and self.atol is None:
+            return None
+        root_dim = math.sqrt(node.state.numel())
+        return (self.atol or 0.0) * root_dim + (self.rtol or 0.0) * float(node.state.norm())
+
+
+def hermite(left: Node, right: Node, time: float) -> Tensor:
+    """Return the cubic Hermite interpolant through two nodes at ``time``, error O(h⁴)."""
+    h = right.time - left.time
+    if h == 0.0:
+        return right.state
+    s = (time - left.time) / h
+    out = left.state * ((1 + 2 * s) * (1 - s) ** 2)
+    out.add_(left.field, alpha=h * s * (1 - s) ** 2)
+    out.add_(right.state, alpha=s * s * (3 - 2 * s))
+    out.add_(right.field, alpha=h * s * s * (s - 1))
+    return out

@@ -1,0 +1,160 @@
+"""torchdiffeq's embedded Runge–Kutta pairs, driven step by step. The only importer of torchdiffeq.
+
+torchdiffeq offers no public way to keep a solver alive between calls; its maintainer names
+`_advance` as the way (issues 232 and 248). We drive `_adaptive_step`, one level below, because we
+need the error vector of every step and a tolerance that follows the discrepancy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchdiffeq._impl.bosh3 import Bosh3Solver
+from torchdiffeq._impl.dopri5 import Dopri5Solver
+from torchdiffeq._impl.dopri8 import Dopri8Solver
+from torchdiffeq._impl.interp import _interp_evaluate
+from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
+
+from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper, hermite
+from torch_gfshadow.solvers.quadrature import NodeQuadrature
+
+_REJECT = 1e10
+
+
+class _Callable:
+    """The shape of function torchdiffeq's solvers call; hands out a known F(θ_0) for nothing."""
+
+    def __init__(self, field: Field, known: Tensor) -> None:
+        self.field = field
+        self.known: Tensor | None = known
+
+    def __call__(self, t: Tensor, y: Tensor, *, perturb: Any = None) -> Tensor:
+        if self.known is not None:
+            known, self.known = self.known, None
+            return known
+        return self.field(y)
+
+    def callback_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None: ...
+
+    def callback_accept_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None: ...
+
+    def callback_reject_step(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None: ...
+
+
+def _as_embedded(node: Node, embedded: Tensor) -> Tensor:
+    return embedded
+
+
+class EmbeddedStepper:
+    """One of torchdiffeq's adaptive pairs, kept alive."""
+
+    rough = False
+
+    def __init__(
+        self,
+        solver: type[RKAdaptiveStepsizeODESolver],
+        name: str,
+        stability: float,
+        field: Field,
+        node: Node,
+        first_step: float,
+    ) -> None:
+        self.name, self.stability = name, stability
+        self.order = int(solver.order)
+        self.left = self.right = node
+        self.local_error: Tensor | None = None
+        self._error: Tensor | None = None
+        self._quadrature = NodeQuadrature(node)
+        self._solver = solver(
+            _Callable(field, node.field),
+            node.state,
+            rtol=0.0,
+            atol=1.0,
+            first_step=first_step,
+            norm=self._norm,
+            ifactor=5.0,
+        )
+        # times in float64 on the CPU: they steer the loop and never meet the state's device
+        start = torch.tensor(node.time, dtype=torch.float64, device=node.state.device)
+        self._solver._before_integrate(start.unsqueeze(0))
+
+    @property
+    def next_step(self) -> float:
+        """Size of the next attempt."""
+        return float(self._solver.rk_state.dt)
+
+    def _norm(self, scaled_error: Tensor) -> Tensor:
+        self._error = scaled_error
+        size = torch.linalg.vector_norm(scaled_error)
+        # a trial step into non-finite territory is a rejected step, not a poisoned step size
+        return torch.where(torch.isfinite(size), size, torch.full_like(size, _REJECT))
+
+    def step(self, tolerance: float, shortest: float = 0.0, longest: float = float("inf")) -> bool:
+        """Try one step; the local error's 2-norm is held under ``tolerance``.
+
+        ``shortest`` is left to methods for kinks: a pair that gives up accuracy there would
+        report an embedded estimate that means nothing.
+        """
+        self._solver.max_step.fill_(longest)
+        self._solver.atol = torch.as_tensor(
+            tolerance, dtype=torch.float64, device=self.right.state.device
+        )
+        before = self.right.time
+        state = self._solver.rk_state = self._solver._adaptive_step(self._solver.rk_state)
+        accepted = float(state.t1) > before
+        if accepted:
+            self.left = self.right
+            self.right = Node(float(state.t1), state.y1, state.f1)
+            assert self._error is not None
+            embedded = self._error * tolerance
+            grade = self._quadrature.grade if self.order < 4 else _as_embedded
+            self.local_error = grade(self.right, embedded)
+        else:
+            self.local_error = None
+        self._error = None
+        return accepted
+
+    def interpolate(self, time: float) -> Tensor:
+        """Return the solution inside the last step.
+
+        torchdiffeq's quartic passes through a midpoint that is only second order for bosh3; the
+        cubic through both nodes and slopes is better there, and the quartic elsewhere.
+        """
+        state = self._solver.rk_state
+        if time >= self.right.time:
+            return self.right.state
+        if self.order < 4:
+            return hermite(self.left, self.right, time)
+        at = torch.tensor(time, dtype=torch.float64, device=self.right.state.device)
+        out: Tensor = _interp_evaluate(state.interp_coeff, state.t0, state.t1, at)
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bosh3(SolverConfig):
+    """Bogacki–Shampine 3(2): 3 evaluations a step, the cheapest where stability sets the step."""
+
+    def start(self, field: Field, node: Node, first_step: float) -> Stepper:
+        """Return the live pair."""
+        return EmbeddedStepper(Bosh3Solver, self.name, 2.51, field, node, first_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dopri5(SolverConfig):
+    """Dormand–Prince 5(4): 6 evaluations a step, for small errors on smooth fields."""
+
+    def start(self, field: Field, node: Node, first_step: float) -> Stepper:
+        """Return the live pair."""
+        return EmbeddedStepper(Dopri5Solver, self.name, 3.31, field, node, first_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dopri8(SolverConfig):
+    """Dormand–Prince 8(7): 13 evaluations a step, for references near rounding."""
+
+    def start(self, field: Field, node: Node, first_step: float) -> Stepper:
+        """Return the live pair."""
+        return EmbeddedStepper(Dopri8Solver, self.name, 6.0, field, node, first_step)

@@ -1,0 +1,116 @@
+"""The error bar: local errors of the solver, carried along the flow as a vector.
+
+The error ε of the numerical flow obeys, to leading order, ε' = F(θ̃ + ε) − F(θ̃) + (local errors):
+it decays where the loss is convex, grows where it is not, and turns with the Hessian. Adding up
+norms sees none of this and is useless after a few time constants. So ε is integrated: local
+errors are summed as vectors, and every ``BLOCK`` steps ε is carried over the block by one RKC2
+step, whose number of field evaluations grows only like the square root of the block's length.
+That is 15–20 % on top of what the flow itself costs.
+
+Source: solving for the correction, Dormand, Duckers & Prince, IMA J. Numer. Anal. 4 (1984).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from torch_gfshadow.solvers.base import Field, Node
+from torch_gfshadow.solvers.rkc import rkc_step, stages_for
+
+BLOCK = 16
+_ROUGH_BLOCK = 32
+SAFETY = 2.0
+"""The bar is ``SAFETY`` times the norm of ε: local error estimates are right to a factor."""
+_MAX_STAGES = 24
+
+
+class ErrorBar:
+    """Estimate of θ̃ − θ beside a stepper.
+
+    Args:
+        field: Right-hand side F, counted as error control.
+        node: Where the error is zero.
+
+    Attributes:
+        two_sided: Difference the field on both sides of θ̃. A solution that slides along a kink
+            stands on one side of it, and a one-sided difference takes the jump for growth.
+    """
+
+    def __init__(self, field: Field, node: Node) -> None:
+        self.two_sided = False
+        self._field = field
+        self._error = torch.zeros_like(node.state)
+        self._start = node.time
+        self._pending = torch.zeros_like(node.state)
+        self._h_lambda = 0.0
+        self._steps = 0
+        self._norm = 0.0
+        self._recent = 0.0
+        self._linear = 0.0
+        self._scale = 0.0
+
+    @property
+    def value(self) -> float:
+        """Error bar, in the units of θ: an upper limit for ‖θ̃ − θ‖₂, by estimate."""
+        return SAFETY * math.hypot(self._norm, self._recent) + self._linear
+
+    def add(self, local_error: Tensor | None, node: Node, h_lambda: float, scale: float) -> None:
+        """Add one accepted step that ended in ``node``.
+
+        Args:
+            local_error: What the step got wrong, shape ``[d]``; ``None`` if not known yet.
+            node: Where the solver now is.
+            h_lambda: Upper limit for the step's h·λ_max.
+            scale: Distance between iterate and shadow, over which the field is differenced.
+        """
+        self._steps += 1
+        self._scale = scale
+        self._h_lambda += h_lambda
+        if local_error is not None:
+            self._pending.add_(local_error)
+            size = float(torch.linalg.vector_norm(local_error))
+            self._recent = max(size, 0.8 * self._recent)
+            self._norm = float(torch.linalg.vector_norm(self._error + self._pending))
+        if self._steps >= (_ROUGH_BLOCK if self.two_sided else BLOCK):
+            self._carry(node)
+
+    def add_norm(self, size: float) -> None:
+        """Add an error of which only the norm is known (a change of solver, rounding)."""
+        self._linear += size
+
+    def _carry(self, node: Node) -> None:
+        """Take ε over the block, the pending local errors spread evenly across it."""
+        span = node.time - self._start
+        if self._norm > 0.0 and span > 0.0:
+            scale = self._probe_size(node) / self._norm
+            forcing = self._pending / span
+
+            def error_field(error: Tensor) -> Tensor:
+                moved = self._field(node.state + scale * error)
+                if not self.two_sided:
+                    return (moved - node.field).div_(scale).add_(forcing)
+                back = self._field(node.state - scale * error)
+                return (moved - back).div_(2.0 * scale).add_(forcing)
+
+            stages = min(stages_for(self._h_lambda), _MAX_STAGES)
+            slope = error_field(self._error) if bool(self._error.any()) else forcing
+            carried = rkc_step(error_field, self._error, slope, span, stages)
+            size = float(torch.linalg.vector_norm(carried))
+            if math.isfinite(size):
+                self._error, self._norm = carried, size
+            else:
+                self._error = self._error + self._pending
+        self._pending = torch.zeros_like(self._pending)
+        self._start, self._h_lambda, self._steps = node.time, 0.0, 0
+
+    def _probe_size(self, node: Node) -> float:
+        """Length of the perturbation that stands for ε.
+
+        The discrepancy's own length: far above rounding, and long enough that the kinks between
+        two points average out; over a shorter one, a single crossing is taken for curvature.
+        """
+        floor = 1e-5 * float(torch.linalg.vector_norm(node.state)) + 1e-12
+        return max(SAFETY * self._norm, self._scale, floor)

@@ -1,0 +1,64 @@
+"""Local errors of a low-order step, from the field at nodes the solver has anyway.
+
+A step from y_n to y_{n+1} should equal ∫F(θ(t))dt. The cubic through the field at four
+neighbouring nodes integrates that to O(h⁵), one order beyond Bogacki–Shampine, so the difference
+is the true local error to leading order. The pair's own embedded estimate is the error of a
+second-order method instead, and 30 times too large on the paper's linear network.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_gfshadow.solvers.base import Node
+
+
+def cubic_weights(times: list[float], left: float, right: float) -> list[float]:
+    """Return w with ∫_left^right p = Σ w_i p(times[i]) for every cubic p.
+
+    Args:
+        times: Four distinct times.
+        left: Lower limit.
+        right: Upper limit.
+
+    Returns:
+        Four weights, in units of time.
+    """
+    h = right - left
+    scaled = torch.tensor([(t - left) / h for t in times], dtype=torch.float64)
+    powers = torch.stack([scaled**k for k in range(4)])
+    moments = torch.tensor([1.0 / (k + 1) for k in range(4)], dtype=torch.float64)
+    return [h * w for w in torch.linalg.solve(powers, moments).tolist()]
+
+
+class NodeQuadrature:
+    """Remembers the last four nodes and grades the step between the middle two."""
+
+    def __init__(self, node: Node) -> None:
+        self._nodes = [node]
+        self._embedded: Tensor | None = None
+
+    def grade(self, node: Node, embedded: Tensor) -> Tensor:
+        """Take in a new node; return the local error of the step before it.
+
+        Args:
+            node: Where the last accepted step ended.
+            embedded: The pair's own estimate, for the first steps, shape ``[d]``.
+
+        Returns:
+            Numerical minus exact increment of the step before, shape ``[d]``.
+        """
+        nodes = self._nodes = [*self._nodes[-3:], node]
+        previous, self._embedded = self._embedded, embedded
+        if len(nodes) < 4 or previous is None:
+            return embedded
+        left, right = nodes[1], nodes[2]
+        weights = cubic_weights([n.time for n in nodes], left.time, right.time)
+        error = right.state - left.state
+        for weight, known in zip(weights, nodes, strict=True):
+            error.sub_(known.field, alpha=weight)
+        # at the stability limit the nodes do not resolve the stiffest modes and the cubic
+        # overestimates; away from it the embedded estimate does
+        norm = torch.linalg.vector_norm
+        return error if norm(error) < norm(previous) else previous

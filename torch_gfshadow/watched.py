@@ -1,0 +1,149 @@
+"""What is read from the user's optimizer, and never written: gradients, rates, edits.
+
+Traps measured on real loops (each is a test): fused AMP leaves the gradient scaled and fires
+hooks on the step it skips; distributed checkpointing takes a phantom step with lr = 0 and zero
+gradients; parameters change outside the optimizer without any version counter moving.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_gfshadow._tree import Layout
+from torch_gfshadow.errors import must
+
+_SAMPLED_PARAMS, _SAMPLED_VALUES = 4, 64
+
+
+def layout_of(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> Layout:
+    """Return the parameters the optimizer steps, named as the model names them.
+
+    Args:
+        optimizer: Its trainable parameters, in the order of its groups, make up θ.
+        model: Gives the names; without one they are numbered.
+
+    Returns:
+        The layout; a tied parameter appears once, frozen ones do not appear.
+
+    Raises:
+        ValueError: If the optimizer steps no parameter, or one the model does not hold.
+    """
+    seen: set[int] = set()
+    params: list[nn.Parameter] = []
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if id(param) not in seen and param.requires_grad:
+                seen.add(id(param))
+                params.append(param)
+    if not params:
+        raise ValueError(
+            must(
+                "optimizer",
+                "stepping at least one trainable parameter",
+                "none with requires_grad",
+                "Pass model.parameters() to it before attaching.",
+            )
+        )
+    if model is None:
+        return Layout([f"param_{i}" for i in range(len(params))], params)
+    names = {id(p): name for name, p in unwrapped(model).named_parameters()}
+    missing = [tuple(p.shape) for p in params if id(p) not in names]
+    if missing:
+        raise ValueError(
+            must(
+                "model",
+                "the module whose parameters the optimizer steps",
+                f"one without {len(missing)} of its {len(params)} parameters "
+                f"(shapes {missing[:3]})",
+                "Pass the same model to attach() and to the optimizer.",
+            )
+        )
+    return Layout([names[id(p)] for p in params], params)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Look through DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+class Watched:
+    """The optimizer as the tracker sees it: weakly held, read only."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, layout: Layout) -> None:
+        self._optimizer = weakref.ref(optimizer)
+        self.layout = layout
+        self._ids = {id(p) for p in layout.params}
+        self._marks: list[Tensor] = []
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer, or ``None`` once the user has dropped it."""
+        return self._optimizer()
+
+    @property
+    def groups(self) -> Sequence[dict[str, Any]]:
+        """Its live parameter groups: read anew each time, loading a state rebinds them."""
+        optimizer = self.optimizer
+        return [] if optimizer is None else optimizer.param_groups
+
+    def has_new_params(self) -> bool:
+        """Say whether ``add_param_group`` or unfreezing brought parameters we do not follow."""
+        return any(
+            p.requires_grad and id(p) not in self._ids for g in self.groups for p in g["params"]
+        )
+
+    def gradient(self) -> Tensor:
+        """Return the gradient the step is about to use, shape ``[d]``, unscaled."""
+        flat = self.layout.flatten(
+            [_dense(p.grad) if p.grad is not None else None for p in self.layout.params]
+        )
+        scale = getattr(self.optimizer, "grad_scale", None)
+        if scale is not None:
+            flat.div_(scale.to(flat.device) if isinstance(scale, Tensor) else scale)
+        return flat
+
+    def skips(self) -> bool:
+        """Say whether the step will change nothing: AMP found inf, or a phantom step."""
+        found = getattr(self.optimizer, "found_inf", None)
+        if found is not None and float(found) > 0:
+            return True
+        if any(float(group["lr"]) != 0.0 for group in self.groups):
+            return False
+        return all(p.grad is None or not bool(_dense(p.grad).any()) for p in self.layout.params)
+
+    def mark(self) -> None:
+        """Remember a sample of the parameters as they are now."""
+        self._marks = [p.detach().clone() for p in self._sample()]
+
+    def edited(self) -> bool:
+        """Say whether the sample changed since :meth:`mark`: somebody else moved the model."""
+        return bool(self._marks) and not all(
+            torch.equal(mark, now)
+            for mark, now in zip(self._marks, self._sample(), strict=True)
+        )
+
+    def _sample(self) -> list[Tensor]:
+        params = self.layout.params
+        chosen = params[:: max(1, len(params) // _SAMPLED_PARAMS)][:_SAMPLED_PARAMS]
+        out = []
+        for param in chosen:
+            flat = param.detach().reshape(-1)
+            out.append(flat[:: max(1, flat.numel() // _SAMPLED_VALUES)])
+        return out
+
+
+def _dense(grad: Tensor) -> Tensor:
+    return grad.to_dense() if grad.layout is not torch.strided else grad
