@@ -276,7 +276,7 @@ def test_two_protocols_agree_where_their_error_bars_meet():
 def test_the_summary_splits_evaluations_by_purpose_and_is_json():
     records = [record(0), record(100, n_grad_evals=50, n_hvps=30, lambda_max=3.0), record(200)]
     evaluations = {"grads": {"flow": 30, "audit": 10, "probes": 10}, "hvps": {}, "losses": {}}
-    summary = summarise_records(records, {"evaluations": evaluations})
+    summary = summarise_records(records, {"by_purpose": evaluations, "overhead": 0.2})
     assert summary["grad_evals_per_step"] == 50 / 200
     assert summary["grad_evals_per_step_excluding_probes"] == 40 / 200
     assert summary["grad_evals_per_step_by_purpose"] == {
@@ -284,6 +284,8 @@ def test_the_summary_splits_evaluations_by_purpose_and_is_json():
         "audit": 10 / 200,
         "probes": 10 / 200,
     }
+    assert summary["overhead"] == 0.2
+    assert summary["status_counts"] == {"ok": 3}
     assert summary["relative_error"] == pytest.approx(0.05)
     assert summary["lambda_max"] == 3.0  # the last probe, not the last record
     assert summary["lambda_min"] is None

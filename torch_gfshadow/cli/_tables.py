@@ -36,8 +36,10 @@ def shadow_table(networks: Networks) -> Table:
     rows += [
         ("Hessian products per step", lambda s: _number(s["hvps_per_step"])),
         ("seconds spent by the shadow", lambda s: _number(s["seconds"])),
+        ("  over the rest of the loop's", lambda s: _percent(s["overhead"])),
+        ("solver", lambda s: s["solver"]),
         ("gradient audit", lambda s: s["audit"]),
-        ("status", lambda s: s["status"]),
+        ("records by status", _statuses),
         ("verdict", lambda s: s["verdict"]["level"]),
     ]
     return _table("gradient descent and its gradient-flow shadow", networks, rows)
@@ -114,6 +116,13 @@ def _without_probes(summary: Mapping[str, Any]) -> str:
     if value is None:
         return f"≤ {_number(summary['grad_evals_per_step'])}"
     return _number(value)
+
+
+def _statuses(summary: Mapping[str, Any]) -> str:
+    counts = summary["status_counts"]
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{status} {n:,}" for status, n in counts.items())
 
 
 def _for_purpose(purpose: str) -> Cell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -32,7 +33,8 @@ def summarise_records(
 
     Returns:
         Last measured values (``None`` where nothing was measured), evaluations in total, by
-        purpose and per step, worst status, and the verdict.
+        purpose and per step, seconds in all and over the rest of the loop's (``overhead``), worst
+        status, and the verdict.
     """
     last = records[-1]
     result: dict[str, Any] = {"steps": last.step, "time": last.time}
@@ -44,9 +46,11 @@ def summarise_records(
     result["relative_error"] = bar / value if value and bar is not None else None
     result |= _evaluations(last, summary)
     result["seconds"] = last.seconds
+    result["overhead"] = (summary or {}).get("overhead")
     for name in ("audit", "flow", "solver", "hvp", "mode"):
         result[name] = getattr(last, name)
-    result["status"] = str(worst(record.status for record in records[1:] or records))
+    result["status"] = str(worst(record.status for record in records))
+    result["status_counts"] = dict(Counter(str(record.status) for record in records))
     result["verdict"] = asdict(judge(records))
     return result
 
@@ -83,7 +87,7 @@ def summarise_agreement(agreement: Agreement) -> dict[str, Any]:
 
 
 def _evaluations(last: Record, summary: Mapping[str, Any] | None) -> dict[str, Any]:
-    by_purpose = dict(_grads_by_purpose(summary or {}))
+    by_purpose = dict((summary or {}).get("by_purpose", {}).get("grads", {}))
     steps = max(last.step, 1)
     total = sum(by_purpose.values()) if by_purpose else last.n_grad_evals
     result: dict[str, Any] = {
@@ -99,8 +103,3 @@ def _evaluations(last: Record, summary: Mapping[str, Any] | None) -> dict[str, A
     result["n_grad_evals_by_purpose"] = by_purpose
     result["grad_evals_per_step_by_purpose"] = {k: n / steps for k, n in by_purpose.items()}
     return result
-
-
-def _grads_by_purpose(summary: Mapping[str, Any]) -> Mapping[str, int]:
-    places = (summary, *(v for v in summary.values() if isinstance(v, Mapping)))
-    return next((p["grads"] for p in places if isinstance(p.get("grads"), Mapping)), {})
