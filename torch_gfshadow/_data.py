@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from torch_gfshadow._random import Stream, Streams, generator_stream, python_streams, torch_streams
+from torch_gfshadow._streams import Stream, Streams, generator_stream, python_streams, torch_streams
 from torch_gfshadow.errors import must
 
 CHUNK_SIZE = 1024

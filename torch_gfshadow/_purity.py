@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from torch_gfshadow._random import Streams
+from torch_gfshadow._streams import Streams
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import ObjectiveError, must
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torch_gfshadow._data import map_tensors
 from torch_gfshadow._purity import Host, is_compiled, isolated, unwrap
-from torch_gfshadow._random import Streams, torch_streams
+from torch_gfshadow._streams import Streams, torch_streams
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import ObjectiveError, must
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch_gfshadow._checks import check_function, explain
 from torch_gfshadow._data import Chunks
 from torch_gfshadow._purity import probing
-from torch_gfshadow._random import Streams, python_streams
 from torch_gfshadow._sandbox import Sandbox
+from torch_gfshadow._streams import Streams, python_streams
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import ObjectiveError, must
 from torch_gfshadow.ledger import Ledger
