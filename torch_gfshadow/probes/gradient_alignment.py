@@ -1,0 +1,51 @@
+"""How much of the gradient points along the extreme eigenvectors of the Hessian."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from torch_gfshadow.errors import CurvatureError, must
+from torch_gfshadow.probes.base import Point, checked_every, checked_solve
+
+
+class GradientAlignment:
+    """|⟨∇f, v⟩| / ‖∇f‖ for the eigenvectors v of λ_min and λ_max, for the extras.
+
+    Absolute values in [0, 1], since the sign of an eigenvector means nothing.
+
+    Args:
+        tol: Relative residual of the eigenpairs.
+        max_products: Largest number of Hessian products per point, for both ends together.
+        every: Measure only at multiples of this step.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    name = "gradient_alignment"
+
+    def __init__(
+        self, tol: float | str = 0.01, max_products: int = 100, every: int | None = None
+    ) -> None:
+        self.tol, self.max_products = checked_solve(tol, max_products)
+        self.every = checked_every(every)
+
+    def measure(self, point: Point) -> Mapping[str, Any]:
+        """Return the cosines as ``min`` and ``max``.
+
+        Raises:
+            CurvatureError: If the gradient is zero or not finite.
+        """
+        ends = point.spectrum(self.tol, self.max_products)
+        gradient = point.grad.to(ends.vector_min.dtype)
+        norm = float(torch.linalg.vector_norm(gradient))
+        if not 0.0 < norm < math.inf:
+            fix = "Its direction is undefined here; nothing is wrong at a stationary point."
+            raise CurvatureError(must("gradient", "nonzero and finite", f"norm {norm}", fix))
+        cosines = (torch.stack([ends.vector_min, ends.vector_max]) @ (gradient / norm)).abs()
+        low, high = cosines.clamp(max=1.0).tolist()
+        return {"min": low, "max": high}
