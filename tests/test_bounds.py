@@ -167,38 +167,62 @@ def rows(n=4, **changes):
     return [make_record(k, lambda_min=-0.7 - 0.1 * k, **changes) for k in range(n)]
 
 
-def test_along_a_run_it_is_the_theorem_with_the_worse_end_of_each_step():
+def values_of(records):
     bound = Theorem2()
-    values = [bound.update(row).value for row in rows()]
+    return [bound.update(record) for record in records]
+
+
+def test_along_a_run_it_is_the_theorem_with_the_worse_end_of_each_step():
+    values = [value.value for value in values_of(rows())]
     m = [0.7 + 0.1 * k + 1e-3 for k in (1, 2, 3)]
     expected = theorem2([0.0, 0.1, 0.2, 0.3], m, [0.02] * 3).R
-    assert values == pytest.approx(expected, rel=1e-12)
+    assert values == pytest.approx([0.0, math.inf, *expected[2:]], rel=1e-12)
+
+
+def test_along_a_run_each_defect_belongs_to_the_step_before_its_record():
+    records = [make_record(k, local_defect=0.1 * k, lambda_min_residual=None) for k in range(5)]
+    value = values_of(records)[-1].value
+    # The defects of records 2, 3 and 4 are those of steps 1, 2 and 3; step 4 borrows the last.
+    expected = theorem2([0.0, 0.1, 0.2, 0.3, 0.4], [0.7] * 4, [0.2, 0.3, 0.4, 0.4]).R[-1]
+    assert value == pytest.approx(expected, rel=1e-12)
+
+
+def test_along_a_run_a_step_of_size_zero_changes_nothing():
+    records = [make_record(k, step_size=0.0 if k == 3 else 0.1) for k in range(4)]
+    values = values_of(records)
+    assert values[3].value == pytest.approx(values[2].value)
 
 
 def test_along_a_run_it_is_never_certified():
-    bound = Theorem2()
-    assert not any(bound.update(row).certified for row in rows())
+    assert not any(value.certified for value in values_of(rows()))
 
 
 @pytest.mark.parametrize(
-    ("broken", "reason"),
+    ("change", "reason"),
     [
-        ([0, 1, 3], "step 3 follows step 1; record every step"),
         ({"lambda_min": None}, "step 2 has no lambda_min; probe every step"),
+        ({"lambda_min": math.nan}, "step 2 has no lambda_min; probe every step"),
         ({"local_defect": None}, "step 2 has no local_defect"),
+        ({"local_defect": math.nan}, "step 2 has no local_defect"),
+        ({"step_size": None}, "step 2 has no step_size"),
+        ({"step": 3}, "step 3 follows step 1; record every step"),
     ],
 )
-def test_after_a_gap_there_is_no_bound_any_more_and_the_status_says_why(broken, reason):
-    if isinstance(broken, list):
-        run = [make_record(step) for step in [*broken, 4]]
-    else:
-        run = [make_record(0), make_record(1), make_record(2, **broken), make_record(3)]
-    bound = Theorem2()
-    values = [bound.update(row) for row in run]
-    assert [value.status for value in values[:2]] == ["ok", "ok"]
+def test_after_a_gap_there_is_no_bound_any_more_and_the_status_says_why(change, reason):
+    records = [make_record(0), make_record(1), make_record(**{"step": 2, **change}), make_record(3)]
+    values = values_of(records)
+    assert [value.status for value in values[:2]] == [
+        "ok",
+        "No bound yet: it begins at the second step.",
+    ]
     for value in values[2:]:
         assert value.value == math.inf
         assert value.status == f"No bound: {reason}."
+
+
+def test_a_run_that_begins_without_curvature_has_no_bound():
+    (value,) = values_of([make_record(0, lambda_min=None)])
+    assert value.status == "No bound: step 0 has no lambda_min; probe every step."
 
 
 def test_the_built_in_is_registered_and_keeps_the_protocol():

@@ -15,10 +15,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
+from torch_gfshadow.attach import attach
 from torch_gfshadow.discovery import LOAD, forget_installed
 from torch_gfshadow.errors import GFShadowError, PluginError
+from torch_gfshadow.handle import Shadow
 from torch_gfshadow.loggers import Logger, make_header
 from torch_gfshadow.plugins import Plugins
 from torch_gfshadow.record import Record
@@ -65,6 +69,57 @@ def isolated_plugins(load: Sequence[str] = ()) -> Iterator[None]:
             del os.environ[LOAD]
         else:
             os.environ[LOAD] = before
+
+
+def toy_run(steps: int = 20, **options: Any) -> Shadow:
+    """Train a small smooth network by gradient descent with a shadow beside it.
+
+    Full batch, float64, step size 0.1, on the CPU; the same run each time. No installed plugin
+    takes part, and no random state outside is touched.
+
+    Args:
+        steps: Optimizer steps to take.
+        options: Arguments of :func:`torch_gfshadow.attach`, for example ``plugins=[mine]``.
+            ``on_error="raise"`` unless given.
+
+    Returns:
+        The shadow, detached: loggers are finished, records stay.
+    """
+    with isolated_plugins(), _own_random_state():
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+        data = _toy_data()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        given = {"data": data, "on_error": "raise", **options}
+        with attach(optimizer, model, _toy_loss, **given) as shadow:
+            for _ in range(steps):
+                optimizer.zero_grad()
+                _toy_loss(model, data).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+    return shadow
+
+
+def assert_inert(plugin: object | None = None, *, steps: int = 10, **options: Any) -> None:
+    """Assert that training is bit-identical with and without a shadow that uses ``plugin``.
+
+    The run has what is easily disturbed: dropout, batch normalisation, shuffled minibatches,
+    momentum. Parameters, buffers, gradients and train flags are compared after every step, and
+    the random states of torch, NumPy and Python.
+
+    Args:
+        plugin: The plugin; ``None`` checks ``options`` alone.
+        steps: Optimizer steps to compare.
+        options: Arguments of :func:`torch_gfshadow.attach` that put the plugin to use, for
+            example ``probes=["mine"]``. ``flow="gradient_flow"`` and ``on_error="raise"``
+            unless given.
+    """
+    if plugin is not None:
+        options = {**options, "plugins": [plugin]}
+    expected, got = _disturbable_run(steps, None), _disturbable_run(steps, options)
+    for step, (plain, shadowed) in enumerate(zip(expected, got, strict=True), 1):
+        changed = [name for name, value in plain.items() if not _same(value, shadowed[name])]
+        if changed:
+            names = ", ".join(changed)
+            raise AssertionError(f"training was disturbed: at step {step} {names} differ")
 
 
 def assert_hooks_valid(plugin: object) -> None:
@@ -130,6 +185,74 @@ def hostile_records() -> list[Record]:
             status_detail='two\nlines, "quoted", λ',
         ),
     ]
+
+
+def _disturbable_run(steps: int, options: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Train, with a shadow unless ``options`` is ``None``; return what can be seen at each step."""
+    seen = []
+    with isolated_plugins(), _own_random_state():
+        layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1)
+        model = nn.Sequential(*layers).double()
+        x, y = _toy_data()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
+        shadow = None
+        if options is not None:
+            defaults = {"data": (x, y), "flow": "gradient_flow", "on_error": "raise"}
+            given = {**defaults, **options}
+            shadow = attach(optimizer, model, _toy_loss, **given)
+        for _ in range(steps):
+            rows = torch.randperm(len(x))[:16]
+            optimizer.zero_grad()
+            _toy_loss(model, (x[rows], y[rows])).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            seen.append(_visible(model))
+        if shadow is not None:
+            shadow.detach()
+    return seen
+
+
+def _visible(model: nn.Module) -> dict[str, Any]:
+    seen: dict[str, Any] = {
+        "torch's random state": torch.get_rng_state(),
+        "NumPy's random state": np.random.get_state()[1].tolist(),  # type: ignore[index] # noqa: NPY002
+        "Python's random state": random.getstate(),
+        "the train flag": [module.training for module in model.modules()],
+    }
+    for name, parameter in model.named_parameters():
+        seen[f"gradient of {name}"] = None if parameter.grad is None else parameter.grad.clone()
+        seen[f"parameter {name}"] = parameter.detach().clone()
+    return seen | {f"buffer {name}": buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def _same(a: Any, b: Any) -> bool:
+    return (
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
+    )
+
+
+def _toy_data() -> tuple[Tensor, Tensor]:
+    x = torch.randn(32, 4, dtype=torch.float64)
+    return x, torch.sin(x.sum(1, keepdim=True))
+
+
+def _toy_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    x, y = batch
+    error: Tensor = model(x) - y
+    return 0.5 * error.square().mean()
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _assert_writes(logger: Logger) -> None:
