@@ -91,6 +91,16 @@ def test_figure1_has_a_column_per_network_and_overlays_in_the_distance_panel(tmp
     assert (np.abs(pixels[..., :3] - blue).max(axis=-1) < 0.01).sum() > 500
 
 
+def test_what_the_solver_did_not_resolve_is_dotted():
+    rows = records(solver_error=0.01)  # resolved from step 10 on
+    drawn = lines(plotting.plot_records(rows).axes[1])
+    solid = drawn["from gradient flow"]
+    dotted = drawn["… not resolved"]
+    assert solid[np.isfinite(solid[:, 1]), 0].min() == 10
+    assert dotted[np.isfinite(dotted[:, 1]), 0].max() == 9
+    assert "… not resolved" not in lines(plotting.plot_records(records()).axes[1])
+
+
 def test_an_unresolved_band_does_not_set_the_scale():
     figure = plotting.plot_records(records(solver_error=1.0))
     assert figure.axes[1].get_ylim()[0] > 1e-4

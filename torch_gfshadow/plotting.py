@@ -167,7 +167,12 @@ def _draw_distances(axes: Axes, records: Sequence[Record]) -> None:
     if steps:
         low = [max(v - e, 1e-3 * v) for v, e in zip(values, errors, strict=True)]
         high = [v + e for v, e in zip(values, errors, strict=True)]
-        axes.plot(steps, values, color=VERMILLION, label="from gradient flow")
+        nan = float("nan")
+        known = [v if e <= v else nan for v, e in zip(values, errors, strict=True)]
+        axes.plot(steps, known, color=VERMILLION, label="from gradient flow")
+        if len(steps) > sum(map(math.isfinite, known)):
+            rest = [nan if e <= v else v for v, e in zip(values, errors, strict=True)]
+            axes.plot(steps, rest, color=VERMILLION, ls=(0, (1, 1)), label="… not resolved")
         axes.fill_between(
             steps, low, high, color=VERMILLION, alpha=0.25, lw=0, label="its error bar"
         )

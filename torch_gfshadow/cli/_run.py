@@ -118,6 +118,8 @@ class Outcome:
         if both:
             console.print(_tables.agreement_table(both))
         for name, entry in self.networks.items():
+            for error in entry.get("shadow", {}).get("errors", ()):
+                console.print(f"{name}: caught {error}", style="red", markup=False)
             if "shadow" in entry:
                 console.print(f"{name}: {entry['shadow']['verdict']['text']}")
             if "agreement" in entry:

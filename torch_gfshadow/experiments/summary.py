@@ -51,6 +51,7 @@ def summarise_records(
         result[name] = getattr(last, name)
     result["status"] = str(worst(record.status for record in records))
     result["status_counts"] = dict(Counter(str(record.status) for record in records))
+    result["errors"] = list((summary or {}).get("errors", ()))
     result["verdict"] = asdict(judge(records))
     return result
 

@@ -86,7 +86,7 @@ def judge(records: Sequence[Record]) -> Verdict:
     return Verdict(
         "unresolved",
         f"Unresolved: {where} at most {value + bar:.2g} from gradient flow "
-        f"(reported {value:.2g} ± {bar:.1g}); a smaller resolution would tell more.",
+        f"(reported {value:.2g} ± {bar:.1g}); resolution={RESOLUTION} would tell more, at a price.",
     )
 
 
