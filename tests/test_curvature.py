@@ -2,6 +2,7 @@ import gc
 import math
 import random
 import time
+import warnings
 import weakref
 
 import pytest
@@ -389,6 +390,46 @@ def test_chunks_add_up_with_graphs_kept_or_not(backend, max_graphs):
     assert torch.allclose(product(v), reference(v), rtol=tolerance, atol=tolerance)
     assert torch.allclose(product.grad, reference.grad, rtol=1e-12)
     assert product.loss == pytest.approx(reference.loss, rel=1e-13)
+
+
+def test_graphs_that_do_not_fit_are_made_again_chunk_by_chunk(monkeypatch):
+    model, (x, y) = make("mlp")
+    objective = build(model, [(x[:5], y[:5]), (x[5:], y[5:])])
+    curvature = Curvature(objective, "func")
+    theta, v = elsewhere(objective), vector(objective)
+    expected = curvature.at(theta)(v)
+    right, kept = curvature_module.LINEARISE["func"], []
+
+    def small_device(*args):
+        gc.collect()
+        kept[:] = [ref for ref in kept if ref() is not None]
+        if kept:
+            raise torch.OutOfMemoryError("two do not fit")
+        linearised = right(*args)
+        kept.append(weakref.ref(linearised))
+        return linearised
+
+    monkeypatch.setitem(curvature_module.LINEARISE, "func", small_device)
+    product = curvature.at(theta)
+    assert torch.equal(product(v), expected)
+    assert product.loss == pytest.approx(objective.loss(theta, "loss"), rel=1e-13)
+
+
+@pytest.mark.parametrize("wrap", ["script", "compile", "inner_compile"])
+def test_scripted_and_compiled_models_have_right_products(wrap):
+    model, batch = make("mlp")
+    objective = build(model, batch)
+    theta, v = elsewhere(objective), vector(objective)
+    expected = Curvature(objective, "double_backward").at(theta)(v)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = {
+            "script": torch.jit.script,
+            "compile": lambda m: torch.compile(m, backend="eager"),
+            "inner_compile": lambda m: nn.Sequential(torch.compile(m, backend="eager")),
+        }[wrap](model)
+        result = Curvature(build(wrapped, batch)).at(theta)(v)
+    assert torch.allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_loader_is_walked_without_moving_any_stream():

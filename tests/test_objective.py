@@ -739,6 +739,32 @@ def test_big_data_are_walked_again_and_small_ones_once(monkeypatch):
     assert len(reads) == 11
 
 
+@pytest.mark.parametrize("after", [7, 15], ids=["shrinks", "grows"])
+def test_data_that_change_between_walks_are_refused(after, monkeypatch):
+    model, x, y = full(11)
+    data = Pairs(x, y)
+    monkeypatch.setattr(_data, "CHUNK_SIZE", 4)
+    monkeypatch.setattr(_data, "CACHE_BYTES", 1)
+    objective = build(model, data)
+    data.x, data.y = torch.randn(after, IN).double(), torch.randn(after, OUT).double()
+    with pytest.raises(ValueError, match="the same at every walk, got not the 3 batches of 11"):
+        objective.loss(objective.layout.current(), "loss")
+
+
+def test_the_loaders_of_accelerate_are_read_beside_the_accelerators_state():
+    model, x, y = full()
+
+    class Shard(DataLoader):
+        def __iter__(self):
+            raise AssertionError("tells the accelerator that an epoch begins")
+
+    loader = Shard(Pairs(x, y), batch_size=4)
+    loader.base_dataloader = DataLoader(Pairs(x, y), batch_size=4)
+    loader.device = torch.device("cpu")
+    expected = build(model, (x, y)).initial[0]
+    assert build(model, loader).initial[0] == pytest.approx(expected, rel=1e-13)
+
+
 # ---- refusals -------------------------------------------------------------------------------
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,7 +109,16 @@ class Chunks:
 
     def __iter__(self) -> Iterator[tuple[Any, float]]:
         batches = self._walk() if self._kept is None else self._kept
-        for size, batch in zip(self._sizes, batches, strict=True):
+        for size, batch in itertools.zip_longest(self._sizes, batches, fillvalue=None):
+            if size is None or (self._kept is None and size != _batch_size(batch)):
+                raise ValueError(
+                    must(
+                        "data",
+                        "the same at every walk",
+                        f"not the {len(self._sizes)} batches of {self._total} samples seen first",
+                        "Pass a fixed dataset and a sampler that keeps its length.",
+                    )
+                )
             if size:
                 yield batch, size / self._total
 
@@ -183,6 +194,12 @@ def _beside(loader: DataLoader[Any]) -> Iterable[Any]:
 
     ``iter(loader)`` would restart the user's own epoch where workers are persistent.
     """
+    inner = getattr(loader, "base_dataloader", None)
+    if isinstance(inner, DataLoader):
+        # Accelerate's: iterating it tells the accelerator which loader is active and at its end.
+        device = getattr(loader, "device", None)
+        move = partial(map_tensors, lambda t: t if device is None else t.to(device))
+        return map(move, _beside(inner))
     if type(loader).__iter__ is not DataLoader.__iter__:
         return loader
     plain: dict[str, Any] = {"collate_fn": loader.collate_fn, "generator": torch.Generator()}

@@ -158,8 +158,8 @@ class Referee:
         """Return the first (samples, precision) the model can be evaluated with."""
         for samples in (head(batch, _N_SAMPLES), batch):
             for dtype in (torch.float64, None):
-                point = theta.to(dtype or self._sandbox.layout.dtype)
                 try:
+                    point = theta.to(dtype or self._sandbox.layout.dtype)
                     grad = self._sandbox.gradient(point, [(samples, 1.0)], dtype)[1]
                 except Exception:
                     if samples is batch and dtype is None:

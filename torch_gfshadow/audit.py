@@ -57,7 +57,7 @@ def compare(
         ('match', 'scaled 0.5', 'mismatch')
     """
     tolerance = max(_TOLERANCE.get(d, 1e-3) for d in (used.dtype, own.dtype, dtype) if d)
-    a, b = used.detach().double(), own.detach().to(used.device).double()
+    a, b = _wide(used), _wide(own.to(used.device))
     largest_a, largest_b = float(a.abs().amax()), float(b.abs().amax())
     if not (math.isfinite(largest_a) and math.isfinite(largest_b)):
         return Audit("mismatch")
@@ -75,3 +75,8 @@ def compare(
     if cosine <= 0.0 or sine > tolerance:
         return Audit("mismatch", scale, cosine)
     return Audit("match" if abs(scale - 1.0) <= tolerance else "scaled", scale, cosine)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()  # mps has no float64

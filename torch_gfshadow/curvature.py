@@ -5,7 +5,8 @@ Read next: ``eigen``, which asks for many products at one point.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +30,9 @@ class Curvature:
         objective: What to differentiate. The attribute may be replaced by a sibling made with
             ``objective.over(batch)``.
         backend: One of the three, or ``"auto"`` to try them in this order.
-        max_graphs: Largest number of chunks whose graphs are kept at once. Beyond it every
-            product linearises chunk by chunk again, which costs one gradient more.
+        max_graphs: Largest number of chunks whose graphs are kept at once. Beyond it, or where
+            they do not fit the device, every product linearises chunk by chunk again, which costs
+            one gradient more.
 
     Attributes:
         backend: The backend in use; None before the first use.
@@ -186,26 +188,41 @@ class _Linear(HessianProduct):
         super().__init__(objective, theta, purpose)
         self._linearise = linearise
         self._graphs: list[tuple[Linearised, float]] | None = None
-        if keep:
-            with objective.guard():
-                self._graphs = list(self._linearised())
-                loss = sum(weight * graph.loss.item() for graph, weight in self._graphs)
-                grad = self._summed((graph.grads, weight) for graph, weight in self._graphs)
-            grad = objective.averaged(grad.to(objective.layout.dtype))
-            self._value = objective.mean(loss), grad
+        if not keep:
+            return
+        objective.ledger.grads[purpose] += 1
+        with objective.guard():
+            try:
+                graphs = [(self._graph(batch), weight) for batch, weight in objective.chunks()]
+            except torch.OutOfMemoryError:
+                if objective.n_chunks == 1:
+                    raise
+                return  # one chunk at a time may fit
+            loss = sum(weight * graph.loss.item() for graph, weight in graphs)
+            grad = self._summed((graph.grads, weight) for graph, weight in graphs)
+        self._graphs = graphs
+        grad = objective.averaged(grad.to(objective.layout.dtype))
+        self._value = objective.mean(loss), grad
 
     def _product(self, vector: Tensor) -> Tensor:
         with self._objective.guard():
-            direction = self._objective.sandbox.params_at(vector)
-            graphs = self._linearised() if self._graphs is None else self._graphs
-            return self._summed((graph.product(direction), weight) for graph, weight in graphs)
+            return self._summed(self._products(self._objective.sandbox.params_at(vector)))
 
-    def _linearised(self) -> Iterator[tuple[Linearised, float]]:
-        sandbox = self._objective.sandbox
+    def _products(
+        self, direction: Mapping[str, Tensor]
+    ) -> Iterator[tuple[Sequence[Tensor | None], float]]:
+        if self._graphs is not None:
+            for graph, weight in self._graphs:
+                yield graph.product(direction), weight
+            return
         self._objective.ledger.grads[self._purpose] += 1
-        params = sandbox.params_at(self.theta)
         for batch, weight in self._objective.chunks():
-            yield self._linearise(sandbox, params, batch, None), weight
+            # Unnamed, so that each graph is gone before the next is made.
+            yield self._graph(batch).product(direction), weight
+
+    def _graph(self, batch: Any) -> Linearised:
+        sandbox = self._objective.sandbox
+        return self._linearise(sandbox, sandbox.params_at(self.theta), batch, None)
 
     def _summed(self, parts: Iterable[tuple[Sequence[Tensor | None], float]]) -> Tensor:
         layout = self._objective.layout

@@ -56,6 +56,24 @@ class Objective:
         ValueError: If ``data`` is empty.
         ObjectiveError: If the loss cannot be evaluated on the data, or is not scalar, finite,
             deterministic and differentiable by the layout's parameters.
+
+    Example:
+        The loss ½w² of a model with the single weight w = 2, seen at w = 3:
+
+        >>> import torch
+        >>> model = torch.nn.Linear(1, 1, bias=False).double()
+        >>> _ = torch.nn.init.constant_(model.weight, 2.0)
+        >>> f = Objective(
+        ...     model,
+        ...     lambda model, x: 0.5 * (model(x) ** 2).mean(),
+        ...     torch.ones(4, 1, dtype=torch.float64),
+        ...     Layout(["weight"], [model.weight]),
+        ...     Ledger(),
+        ... )
+        >>> f.loss_and_grad(torch.tensor([3.0], dtype=torch.float64), "flow")
+        (4.5, tensor([3.], dtype=torch.float64))
+        >>> model.weight.item()
+        2.0
     """
 
     def __init__(
