@@ -163,8 +163,11 @@ def test_a_value_knows_its_logarithm_where_it_overflows():
 # --- along a run
 
 
-def rows(n=4, **changes):
-    return [make_record(k, lambda_min=-0.7 - 0.1 * k, **changes) for k in range(n)]
+CURVATURES = [-0.7, -0.9, -0.3, -0.5]
+
+
+def rows():
+    return [make_record(k, lambda_min=value) for k, value in enumerate(CURVATURES)]
 
 
 def values_of(records):
@@ -174,7 +177,7 @@ def values_of(records):
 
 def test_along_a_run_it_is_the_theorem_with_the_worse_end_of_each_step():
     values = [value.value for value in values_of(rows())]
-    m = [0.7 + 0.1 * k + 1e-3 for k in (1, 2, 3)]
+    m = [0.9 + 1e-3, 0.9 + 1e-3, 0.5 + 1e-3]
     expected = theorem2([0.0, 0.1, 0.2, 0.3], m, [0.02] * 3).R
     assert values == pytest.approx([0.0, math.inf, *expected[2:]], rel=1e-12)
 

@@ -401,18 +401,15 @@ def test_the_other_plugins_hear_of_the_fault_and_the_faulty_one_does_not():
     assert faulty.heard == []
 
 
-def test_plugins_that_fail_while_they_hear_of_a_fault_do_not_recurse():
+def test_plugins_that_fail_while_they_hear_of_a_fault_make_no_further_faults_heard():
     def fail(*values):
         raise RuntimeError("also")
 
-    plugins = Plugins(
-        [
-            implementing("gfshadow_error", fail),
-            implementing("gfshadow_error", fail),
-            Listener(OSError()),
-        ]
-    )
+    fault, healthy = OSError(), Listener()
+    deaf = [implementing("gfshadow_error", fail) for _ in range(2)]
+    plugins = Plugins([healthy, *deaf, Listener(fault)])
     step(plugins, 1)
+    assert healthy.heard == [fault]
     assert len(plugins.errors) == 3
 
 
