@@ -19,9 +19,11 @@ from torch_gfshadow.status import Status
 
 _SHARE = 0.08
 """Share of the error allowance that one step of an embedded pair may use up."""
-_KINK_RESOLUTION = 0.25
-_KINK_EVALS = 0.5
-_FREE_EVALS = 200
+_KINK_RESOLUTION = 0.3
+_KINK_EVALS, _KINK_FREE, _KINK_STEP = 0.42, 100, 2.2
+_KINK_LONGEST = 10.0
+"""Default pace across kinks: beyond this many evaluations per step (and a free start), no step of
+the solver is shorter than 2.2 steps of the run."""
 _BLOW_UP = 1e8
 
 
@@ -80,6 +82,7 @@ class ShadowFlow:
         node = Node(time, start, self._field.remember(*_ordered(known, start)))
         self._losses = (self._loss_at(time),) * 2
         self._step_size = step_size if step_size > 0.0 else 1.0
+        self._curvature = math.inf
         self._origin = time
         self._first_norm = float(torch.linalg.vector_norm(start))
         self._scale = self._local_scale(node)
@@ -158,9 +161,8 @@ class ShadowFlow:
             node, h = stepper.right, stepper.right.time - stepper.left.time
             self._losses = (self._losses[1], self._loss_at(node.time))
             self._bar.two_sided = stepper.rough
-            h_lambda = stepper.stability
-            if lambda_max is not None:
-                h_lambda = min(h_lambda, 1.2 * h * abs(lambda_max))
+            curvature = abs(lambda_max) if lambda_max is not None else self._curvature
+            h_lambda = min(stepper.stability, 1.2 * h * curvature)
             self._bar.add(stepper.local_error, node, h_lambda, self._scale)
             self._check(node)
         elif stepper.next_step < 1e-12 * max(self._step_size, time):
@@ -174,28 +176,29 @@ class ShadowFlow:
         """Local error allowed to the next step, from what is left of the error allowance."""
         stepper = self._stepper
         rough_default = _KINK_RESOLUTION if stepper.rough else 0.1
-        target = (self.resolution or rough_default) * self._scale
+        target = 0.8 * (self.resolution or rough_default) * self._scale
         if not stepper.rough:
             spent = self._bar.value
             return _SHARE * target * (max(0.1, target / spent) if spent > target else 1.0)
         # jumps add up like a random walk: share what is left evenly over the logarithm of time
         left = max(target**2 - self._bar.value**2, 0.1 * target**2)
         age = max(stepper.right.time - self._origin, stepper.next_step)
-        return 0.5 * math.sqrt(left * stepper.next_step / age)
+        return math.sqrt(left * stepper.next_step / age)
 
     def _limits(self, lambda_max: float | None) -> tuple[float, float]:
         """Shortest and longest step worth taking."""
-        longest = math.inf
         if not self._stepper.rough:
-            return 0.5 * self._step_size, longest
+            return 0.5 * self._step_size, math.inf
+        # the jump rate is read off a dozen steps: they must not span a change of regime
+        longest = _KINK_LONGEST * self._step_size
         if lambda_max is not None and lambda_max > 0.0:
-            longest = 0.5 / lambda_max
+            longest = min(longest, 0.5 / lambda_max)
         # across kinks an evaluation between two iterates of the run resolves nothing
         shortest = 0.5 * self._step_size
         if self.resolution is None and (
-            self._evals > _FREE_EVALS + _KINK_EVALS * self._steps_of_run
+            self._evals > _KINK_FREE + _KINK_EVALS * self._steps_of_run
         ):
-            shortest = 4.0 * self._step_size
+            shortest = _KINK_STEP * self._step_size
         return min(shortest, longest), longest
 
     def _limit(self) -> float:
@@ -208,6 +211,9 @@ class ShadowFlow:
         """Return ½ηδ, the discrepancy that the run's first step will make, for one gradient."""
         ahead = self._field(node.state + self._step_size * node.field)
         defect = float(torch.linalg.vector_norm(ahead - node.field))
+        speed = float(torch.linalg.vector_norm(node.field))
+        # curvature along the flow; the largest eigenvalue is some times that
+        self._curvature = 4.0 * defect / max(self._step_size * speed, 1e-300)
         tiny = 1e-14 * max(self._first_norm, 1e-3)
         return max(0.5 * self._step_size * defect, tiny) if math.isfinite(defect) else tiny
 
