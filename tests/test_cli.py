@@ -1,17 +1,22 @@
 """The command line as a stranger meets it: help, runs, Ctrl-C, JSON, and one-line errors."""
 
 import functools
+import io
 import json
+import runpy
 import signal
+import sys
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from matplotlib.image import imread
+from rich.console import Console
 
 from torch_gfshadow.cli import _progress, main
 from torch_gfshadow.experiments import data
 from torch_gfshadow.loggers import read_records
+from torch_gfshadow.record import Record
 
 SHORT = ("--steps", "30", "--quick", "--digits", "80", "--no-download")
 
@@ -184,3 +189,44 @@ def test_a_missing_matplotlib_is_said_before_the_run_not_after_it(monkeypatch, t
     result = gfshadow("demo", *SHORT, code=2)
     assert 'pip install "torch-gfshadow[demo]"' in result.stderr
     assert not (tmp_path / "gfshadow-demo").exists()
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with _progress.GentleInterrupt(Console()) as interrupt:
+        interrupt.check()
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            interrupt.check()
+
+
+def test_a_handler_of_someone_else_is_left_alone():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _progress.GentleInterrupt(Console()):
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_on_a_terminal_the_last_values_stay_in_sight():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with _progress.Display(console, "linear", 10) as display:
+        display.record(
+            Record(step=5, time=0.5, discrepancy=1e-3, solver_error=2e-4, lambda_min=-3.0)
+        )
+        display.record(Record(step=6, time=0.6, discrepancy=2e-3, solver_error=2e-4))
+    shown = console.file.getvalue()
+    assert "discrepancy 2.00e-03 ± 2e-04" in shown
+    assert "λ_min -3" in shown
+    assert "6/10" in shown
+
+
+def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["torch_gfshadow", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("torch_gfshadow", run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("gfshadow, version ")

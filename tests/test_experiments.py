@@ -267,9 +267,9 @@ def test_two_protocols_agree_where_their_error_bars_meet():
     agreement = compare(records, rows)
     assert (agreement.agree, agreement.step, agreement.n_common) == (True, 100, 2)
     assert agreement.share == 0.5
-    assert "agree there within" in agreement.text
+    assert "agree within their error bars there, and at 1 of 2" in agreement.text
     assert not compare(records, [row(100, 1.061e-3)]).agree
-    assert "disagree there beyond" in compare(records, [row(100, 1.061e-3)]).text
+    assert "differ by more than their error bars" in compare(records, [row(100, 1.061e-3)]).text
     assert compare(records, [row(0), row(7)]) is None
 
 

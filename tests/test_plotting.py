@@ -1,5 +1,6 @@
 """Pictures: what is measured is drawn, what is not is left out, and no global state moves."""
 
+import dataclasses
 import importlib.util
 import sys
 
@@ -89,6 +90,16 @@ def test_figure1_has_a_column_per_network_and_overlays_in_the_distance_panel(tmp
     assert len(np.unique(pixels[..., 0] + 2 * pixels[..., 2])) > 100  # not a blank sheet
     blue = np.array([0x00, 0x72, 0xB2]) / 255
     assert (np.abs(pixels[..., :3] - blue).max(axis=-1) < 0.01).sum() > 500
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_lambda_min_of_either_sign_lies_inside_its_panel_on_the_logarithmic_part(sign):
+    rows = records()
+    rows = [dataclasses.replace(r, lambda_min=r.lambda_min and -sign * r.lambda_min) for r in rows]
+    axes = plotting.plot_records(rows).axes[3]
+    low, high = axes.get_ylim()
+    assert low < min(0, sign * 5.0) < max(0, sign * 5.0) < high
+    assert axes.yaxis.get_transform().linthresh <= 5.0 / 41
 
 
 def test_what_the_solver_did_not_resolve_is_dotted():

@@ -232,7 +232,6 @@ def _draw_lambda_max(axes: Axes, records: Sequence[Record]) -> None:
 
 def _draw_lambda_min(axes: Axes, records: Sequence[Record]) -> None:
     _draw_eigenvalue(axes, records, "lambda_min", PURPLE)
-    axes.set_yscale("symlog", linthresh=0.1)
     axes.axhline(0, color=GREY, lw=0.6)
 
 
@@ -261,8 +260,13 @@ def _scale_distances(row: Sequence[Axes], runs: Iterable[Sequence[Record]]) -> N
         row[0].set_ylim(bottom=min(lows))
 
 
-def _keep_scale(row: Sequence[Axes], runs: Iterable[Sequence[Record]]) -> None:
-    pass
+def _scale_symmetrically(row: Sequence[Axes], runs: Iterable[Sequence[Record]]) -> None:
+    # the linear part of the axis begins below the data, or the curve would bend where it ends
+    values = [v for records in runs for v in _series(records, "lambda_min")[1]]
+    sizes = [abs(v) for v in values if v != 0] or [1.0]
+    linear = 10.0 ** math.floor(math.log10(max(min(sizes), 1e-4 * max(sizes))))
+    row[0].set_yscale("symlog", linthresh=linear)
+    row[0].set_ylim(1.5 * min(*values, -linear), max(1.5 * max(values), 0.5 * linear))
 
 
 class _Panel(NamedTuple):
@@ -296,7 +300,7 @@ _PANELS = (
         0.9,
         r"$\lambda_{\min}(\nabla^2 f)$  ($f/\theta^2$)",
         _draw_lambda_min,
-        _keep_scale,
+        _scale_symmetrically,
     ),
 )
 

@@ -119,7 +119,7 @@ def _without_probes(summary: Mapping[str, Any]) -> str:
 
 
 def _statuses(summary: Mapping[str, Any]) -> str:
-    counts = summary["status_counts"]
+    counts: Mapping[str, int] = summary["status_counts"]
     if len(counts) == 1:
         return next(iter(counts))
     return ", ".join(f"{status} {n:,}" for status, n in counts.items())

@@ -119,12 +119,16 @@ def compare(records: Sequence[Record], rows: Sequence[RatioRow]) -> Agreement | 
         abs(value - row.extrapolated) <= bar + row.extrapolated_error for (value, bar), row in pairs
     ]
     (value, bar), row = pairs[-1]
-    there = "agree there within" if hits[-1] else "disagree there beyond"
+    there = (
+        "agree within their error bars there, and"
+        if hits[-1]
+        else "differ by more than their error bars there; they agree"
+    )
     finest = max(row.distances)
     text = (
         f"At step {row.step:,} the shadow says {value:.3g} ± {bar:.1g}; runs down to η/{finest}, "
         f"extrapolated to step size zero, say {row.extrapolated:.3g} ± "
-        f"{row.extrapolated_error:.1g}. They {there} their error bars; they agree at "
+        f"{row.extrapolated_error:.1g}. They {there} at "
         f"{sum(hits):,} of {len(hits):,} common steps."
     )
     return Agreement(
