@@ -38,7 +38,11 @@ class Layout:
 
     def flatten(self, tensors: Iterable[Tensor | None], dtype: torch.dtype | None = None) -> Tensor:
         """Copy ``tensors`` (``None`` counts as zeros) into one new vector of shape ``[d]``."""
-        flat = torch.empty(self.dim, dtype=dtype or self.dtype, device=self.device)
+        tensors = list(tensors)
+        dtype = dtype or self.dtype
+        if all(t is not None and t.dtype == dtype and t.device == self.device for t in tensors):
+            return torch.cat([t.detach().reshape(-1) for t in tensors if t is not None])
+        flat = torch.empty(self.dim, dtype=dtype, device=self.device)
         start = 0
         for tensor, size in zip(tensors, self.sizes, strict=True):
             part = flat[start : start + size]

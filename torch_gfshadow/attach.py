@@ -224,7 +224,7 @@ def shadowed(cls: type[_Opt]) -> type[_Opt]:
         return _plain_copy, (cls, self.__getstate__())
 
     namespace = {"__init__": __init__, "__reduce__": __reduce__, "__doc__": cls.__doc__}
-    made: Any = type(cls)(f"Shadowed{cls.__name__}", (cls,), namespace)
+    made: Any = type(f"Shadowed{cls.__name__}", (cls,), namespace)
     made.__module__ = cls.__module__
     return made  # type: ignore[no-any-return]
 

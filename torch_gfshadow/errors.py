@@ -27,7 +27,7 @@ class PluginError(GFShadowError):
 
 
 def must(argument: str, condition: str, got: object, fix: str) -> str:
-    """Return the one form of our messages: ``<argument> must be <condition>, got <value>. <fix>``."""
+    """Return our one form: ``<argument> must be <condition>, got <value>. <fix>``."""
     return f"{argument} must be {condition}, got {got}. {fix}"
 
 

@@ -58,7 +58,8 @@ class Shadow:
     @property
     def errors(self) -> list[BaseException]:
         """Everything that was caught so that training could go on."""
-        return [*self._parts.session.errors, *self._parts.plugins.errors]
+        plugins = self._parts.plugins
+        return [*self._parts.session.errors, *plugins.errors, *plugins.load_errors]
 
     def summary(self) -> dict[str, Any]:
         """Return final and largest discrepancy with bars, cost by purpose, worst status."""
@@ -137,8 +138,15 @@ class Shadow:
         parts = self._parts
         optimizer = parts.watched.optimizer
         assert optimizer is not None
-        for logger in parts.loggers:
-            logger.start(header)
+        started = []
+        try:
+            for logger in parts.loggers:
+                logger.start(header)
+                started.append(logger)
+        except Exception:
+            for logger in started:
+                logger.finish({})
+            raise
         parts.plugins.notify("gfshadow_attach", session=parts.session)
         with torch.inference_mode(False), torch.no_grad():
             self._timed(self._tracker.start)()

@@ -59,7 +59,7 @@ class Record:
     solver: str = _unit("", "name of the solver in use", "none")
     hvp: str = _unit("", "backend of the Hessian products", "none")
     mode: str = _unit("", "reference, batch, local or passive", "passive")
-    n_grad_evals: int = _unit("1", "gradients of the objective we evaluated so far, all purposes", 0)
+    n_grad_evals: int = _unit("1", "gradients we evaluated so far, all purposes", 0)
     n_loss_evals: int = _unit("1", "forward passes without gradient we evaluated so far", 0)
     n_hvps: int = _unit("1", "Hessian-vector products we evaluated so far", 0)
     seconds: float = _unit("s", "time spent inside torch_gfshadow so far", 0.0)
@@ -108,4 +108,6 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, (str, int, bool)) or value is None:
         return value
-    return _plain(value.item()) if hasattr(value, "item") else str(value)
+    if hasattr(value, "tolist"):  # arrays and tensors of any shape; a long one is no cell
+        return _plain(value.tolist())
+    return str(value)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import Enum
+from enum import StrEnum
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """State of a record, worst last. Compares equal to its own string: ``status == "ok"``."""
 
     OK = "ok"
@@ -20,9 +20,6 @@ class Status(str, Enum):
     NON_FINITE = "non_finite"
     BLOW_UP = "blow_up"
     DISABLED = "disabled"
-
-    def __str__(self) -> str:
-        return self.value
 
     @property
     def sentence(self) -> str:

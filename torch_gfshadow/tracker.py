@@ -19,8 +19,8 @@ from torch_gfshadow.audit import Audit, compare
 from torch_gfshadow.bounds import Bound
 from torch_gfshadow.clock import FlowClock, SparseSchedule, every
 from torch_gfshadow.curvature import Curvature
-from torch_gfshadow.errors import FlowError
 from torch_gfshadow.eigen import Spectrum
+from torch_gfshadow.errors import FlowError
 from torch_gfshadow.flows import Flow
 from torch_gfshadow.loggers import Logger
 from torch_gfshadow.objective import Objective
@@ -194,7 +194,8 @@ class Tracker:
         row: dict[str, Any] = {"distance_from_init": distance}
         extras: dict[str, Any] = {}
         loss, grad = self._known_at_start() if step == 0 else (None, None)
-        row["grad_norm"] = _norm(grad if grad is not None else self._used)
+        grad = grad if grad is not None else self._used
+        row["grad_norm"] = _norm(grad) if grad is not None else None
         if self._used is not None and self._before_used is not None:
             row["local_defect"] = _norm(self._used - self._before_used)
         extras.update(self._secant(theta))
@@ -348,8 +349,8 @@ class Tracker:
             return None
 
 
-def _norm(vector: Tensor | None) -> float | None | Any:
-    return None if vector is None else float(torch.linalg.vector_norm(vector))
+def _norm(vector: Tensor) -> float:
+    return float(torch.linalg.vector_norm(vector))
 
 
 def _due(probe: Probe, step: int) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_gfshadow._purity import unwrap
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import must
 
@@ -51,7 +52,7 @@ def layout_of(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> Layo
         )
     if model is None:
         return Layout([f"param_{i}" for i in range(len(params))], params)
-    names = {id(p): name for name, p in unwrapped(model).named_parameters()}
+    names = {id(p): name for name, p in unwrap(model).named_parameters()}
     missing = [tuple(p.shape) for p in params if id(p) not in names]
     if missing:
         raise ValueError(
@@ -64,19 +65,6 @@ def layout_of(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> Layo
             )
         )
     return Layout([names[id(p)] for p in params], params)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Look through DistributedDataParallel, DataParallel and torch.compile."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(
-            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        ):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
 
 
 class Watched:
@@ -131,8 +119,7 @@ class Watched:
     def edited(self) -> bool:
         """Say whether the sample changed since :meth:`mark`: somebody else moved the model."""
         return bool(self._marks) and not all(
-            torch.equal(mark, now)
-            for mark, now in zip(self._marks, self._sample(), strict=True)
+            torch.equal(mark, now) for mark, now in zip(self._marks, self._sample(), strict=True)
         )
 
     def _sample(self) -> list[Tensor]:

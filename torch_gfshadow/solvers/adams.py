@@ -101,7 +101,9 @@ class AdamsStepper:
             if size > 0.0:
                 # second differences telescope, jumps do not: independent signs restore that
                 sign = 1.0 if torch.rand((), generator=self._signs) < 0.5 else -1.0
-                self.local_error = bend * (sign * _SLIDING * math.sqrt(rate * self._cubes / 12.0) / size)
+                self.local_error = bend * (
+                    sign * _SLIDING * math.sqrt(rate * self._cubes / 12.0) / size
+                )
         self._sum = torch.zeros_like(self._sum)
         self._count, self._span, self._cubes = 0, 0.0, 0.0
 

@@ -105,7 +105,9 @@ class ErrorBar:
             size = float(torch.linalg.vector_norm(carried))
             if not size <= _UNSTABLE * plain and stages < _MAX_STAGES:
                 # growth, or λ_max was underrated: only more stages can tell
-                again = rkc_step(error_field, self._error, slope, span, min(2 * stages, _MAX_STAGES))
+                again = rkc_step(
+                    error_field, self._error, slope, span, min(2 * stages, _MAX_STAGES)
+                )
                 carried, size = again, float(torch.linalg.vector_norm(again))
             if math.isfinite(size):
                 self._error, self._norm = carried, size
