@@ -93,11 +93,15 @@ def agreement_table(networks: Networks) -> Table:
 
 def plugin_table(rows: list[dict[str, str]]) -> Table:
     """Return one row per registered member of a family."""
-    table = Table(title="registered members")
-    for column in ("kind", "name", "summary", "plugin", "version"):
-        table.add_column(column, overflow="fold")
+    table = Table(title="registered members", title_justify="left")
+    for column in ("kind", "name", "plugin"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("summary")
     for row in rows:
-        table.add_row(*(row[c] for c in ("kind", "name", "summary", "plugin", "version")))
+        plugin = row["plugin"]
+        if plugin != "built-in":
+            plugin = f"{plugin} {row['version']}".rstrip()
+        table.add_row(row["kind"], row["name"], plugin, row["summary"])
     return table
 
 
