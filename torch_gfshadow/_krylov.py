@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,17 @@ NEGLIGIBLE = 5e-3
 
 _FAR = 1.5  # a stale direction is trusted from this distance on, in units of the end sought
 _CLOSE = 0.1  # a neighbour this near, relatively, may have overtaken the end by next time
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Keep the block out of the caller's autocast and inference mode."""
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if device.type != "meta" and torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,11 +84,11 @@ class Space:
         device: torch.device,
     ) -> None:
         self.dim, self.capacity, self.size, self.products = dim, capacity, 0, 0
-        self.device = device
+        self.dtype, self.device = dtype, device
         self._matvec = matvec
         self._vectors = torch.empty(capacity, dim, dtype=dtype, device=device)
         self._images = torch.empty_like(self._vectors)
-        self._projected = torch.zeros(capacity, capacity, dtype=torch.float64)
+        self._projected = torch.zeros(capacity, capacity, dtype=torch.float64, device="cpu")
 
     @property
     def vectors(self) -> Tensor:
@@ -131,30 +143,17 @@ class Space:
 
     def ends(self, values: Tensor, mixes: Tensor) -> tuple[Pair, Pair]:
         """Return the smallest and the largest Ritz pair; residuals come from V and W."""
-        thetas = values[[0, -1]]
-        mix = self._small(mixes[:, [0, -1]].T)
-        vectors = mix @ self.vectors
-        residuals = torch.addcmul(
-            mix @ self.images, vectors, self._small(thetas[:, None]), value=-1
-        )
-        norms = torch.linalg.vector_norm(residuals, dim=1).tolist()
-        low, high = (
-            Pair(theta, vector, residual, norm)
-            for theta, vector, residual, norm in zip(
-                thetas.tolist(), vectors, residuals, norms, strict=True
-            )
-        )
-        return low, high
+        return self._pair(values, mixes, 0), self._pair(values, mixes, -1)
 
     def restart(self, mixes: Tensor, keep: int) -> None:
         """Shrink the space to the span of the ``keep`` outermost Ritz vectors at each end."""
         kept = torch.cat([mixes[:, :keep], mixes[:, -keep:]], dim=1)
         projected = kept.T @ self._projected[: self.size, : self.size] @ kept
-        mix = self._small(kept.T)
-        vectors, images = mix @ self.vectors, mix @ self.images
+        vectors = [self._mixed(self.vectors, mix) for mix in kept.T]
+        images = [self._mixed(self.images, mix) for mix in kept.T]
         self.size = 2 * keep
-        self._vectors[: self.size] = vectors
-        self._images[: self.size] = images
+        self._vectors[: self.size] = torch.stack(vectors)
+        self._images[: self.size] = torch.stack(images)
         self._projected[: self.size, : self.size] = projected
 
     def recycle(self, known: Recycled | None, n_outliers: int) -> Recycled:
@@ -193,6 +192,16 @@ class Space:
         """Return Lanczos' off-diagonal entries so far (meaningful before a restart only)."""
         inner = self._projected[: self.size, : self.size].diagonal(-1).abs().tolist()
         return [*inner, self.remainder()]
+
+    def _pair(self, values: Tensor, mixes: Tensor, index: int) -> Pair:
+        value = float(values[index])
+        vector = self._mixed(self.vectors, mixes[:, index])
+        residual = self._mixed(self.images, mixes[:, index]) - value * vector
+        return Pair(value, vector, residual, float(torch.linalg.vector_norm(residual)))
+
+    def _mixed(self, rows: Tensor, mix: Tensor) -> Tensor:
+        """Return Σ mix_i row_i, as a matrix-vector product: TensorFloat-32 spares those."""
+        return torch.mv(rows.T, self._small(mix))
 
     def _outside(self, vector: Tensor) -> tuple[Tensor, float]:
         """Return (I − VVᵀ)v and its norm."""

@@ -23,6 +23,7 @@ from torch_gfshadow._krylov import (
     Recycled,
     Space,
     damped,
+    full_precision,
     probabilistic_lower_bound,
 )
 from torch_gfshadow.errors import must
@@ -130,27 +131,43 @@ def extreme_eigenpairs(
         (-1.0, 3.0)
     """
     _check(dim, dtype, tol, max_products, max_basis, n_outliers)
-    space = Space(matvec, dim, min(max_basis, dim), dtype, torch.device(device))
-    starts, known = _unpack(start, dim, dtype, torch.device(device))
-    generator = torch.Generator().manual_seed(seed)
+    device = torch.device(device)
+    age = start.age if isinstance(start, Spectrum) else 0
+    with full_precision(device):
+        space = Space(matvec, dim, min(max_basis, dim), dtype, device)
+        starts, known = _unpack(start, dim, dtype, device)
+        return _search(space, starts, known, age, tol, max_products, n_outliers, seed)
+
+
+def _search(
+    space: Space,
+    starts: Sequence[Tensor],
+    known: Recycled | None,
+    age: int,
+    tol: float,
+    max_products: int,
+    n_outliers: int,
+    seed: int,
+) -> Spectrum:
+    generator = torch.Generator("cpu").manual_seed(seed)
     for vector in starts[: min(max_products, space.capacity)]:
         space.add(vector)
     cold = space.size == 0
     if cold:
-        space.add(_random(dim, dtype, generator, space.device))
+        space.add(_random(space, generator))
 
     lanczos, bound = cold, -math.inf
     while True:
         values, mixes = space.ritz()
         low, high = space.ends(values, mixes)
         scale = max(abs(low.value), abs(high.value))
-        worst_low, worst_high = _excess(low, scale, tol, dtype), _excess(high, scale, tol, dtype)
+        worst_low, worst_high = (_excess(pair, scale, tol) for pair in (low, high))
         converged = max(worst_low, worst_high) <= 1.0
-        done = converged or space.products >= max_products or space.size == dim
+        done = converged or space.products >= max_products or space.size == space.dim
         full = space.size == space.capacity
         if lanczos and (done or full):
             beta = space.off_diagonals()
-            bound = probabilistic_lower_bound(values, beta, dim, FAILURE_PROBABILITY)
+            bound = probabilistic_lower_bound(values, beta, space.dim, FAILURE_PROBABILITY)
         if done:
             break
         if full:
@@ -163,10 +180,10 @@ def extreme_eigenpairs(
             # The space is invariant up to rounding: look elsewhere.
             bound = low.value if lanczos else bound
             lanczos = False
-            if not space.add(_random(dim, dtype, generator, space.device)):
+            if not space.add(_random(space, generator)):
                 break
 
-    exhausted = space.size == dim
+    exhausted = space.size == space.dim
     estimate = low.value - low.residual_norm
     return Spectrum(
         lambda_min=low.value,
@@ -179,23 +196,22 @@ def extreme_eigenpairs(
         converged=converged,
         lower_bound=min(bound, low.value) if cold and not exhausted else estimate,
         failure_probability=0.0 if exhausted else FAILURE_PROBABILITY if cold else None,
-        age=0 if cold or exhausted else 1 + (start.age if isinstance(start, Spectrum) else 0),
+        age=0 if cold or exhausted else age + 1,
         recycled=space.recycle(known, n_outliers),
     )
 
 
-def _excess(pair: Pair, scale: float, tol: float, dtype: torch.dtype) -> float:
+def _excess(pair: Pair, scale: float, tol: float) -> float:
     """Return the residual in units of what is allowed."""
-    allowed = max(
-        tol * max(abs(pair.value), NEGLIGIBLE * scale), 16 * torch.finfo(dtype).eps * scale
-    )
+    rounding = 16 * torch.finfo(pair.residual.dtype).eps * scale
+    allowed = max(tol * max(abs(pair.value), NEGLIGIBLE * scale), rounding)
     return pair.residual_norm / allowed if pair.residual_norm > 0.0 else 0.0
 
 
-def _random(
-    dim: int, dtype: torch.dtype, generator: torch.Generator, device: torch.device
-) -> Tensor:
-    return torch.randn(dim, dtype=dtype, generator=generator).to(device)
+def _random(space: Space, generator: torch.Generator) -> Tensor:
+    # On the CPU whatever the default device is, so that the vector is the same everywhere.
+    vector = torch.randn(space.dim, dtype=space.dtype, generator=generator, device="cpu")
+    return vector.to(space.device)
 
 
 def _unpack(

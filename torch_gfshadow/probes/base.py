@@ -26,7 +26,7 @@ class Point:
     Args:
         step: Steps taken, k.
         time: Flow time t_k.
-        step_size: Step size η of the step that led here; None or 0 before the first.
+        step_size: Step size η; None or 0 if there is none yet.
         theta: Flat parameters, shape ``[d]``.
         objective: f.
         curvature: Its Hessian products.

@@ -46,6 +46,8 @@ class GradientAlignment:
         if not 0.0 < norm < math.inf:
             fix = "Its direction is undefined here; nothing is wrong at a stationary point."
             raise CurvatureError(must("gradient", "nonzero and finite", f"norm {norm}", fix))
-        cosines = (torch.stack([ends.vector_min, ends.vector_max]) @ (gradient / norm)).abs()
-        low, high = cosines.clamp(max=1.0).tolist()
+        low, high = (
+            min(1.0, abs(float(torch.dot(vector, gradient))) / norm)
+            for vector in (ends.vector_min, ends.vector_max)
+        )
         return {"min": low, "max": high}

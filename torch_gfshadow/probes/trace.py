@@ -48,10 +48,12 @@ class Trace:
         """
         layout = point.objective.layout
         dtype = torch.promote_types(layout.dtype, torch.float32)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         forms = []
         for _ in range(self.samples):
-            signs = torch.randint(0, 2, (layout.dim,), generator=generator, dtype=torch.int8)
+            signs = torch.randint(
+                0, 2, (layout.dim,), generator=generator, dtype=torch.int8, device="cpu"
+            )
             z = (2 * signs - 1).to(layout.device).to(dtype)
             forms.append(float(torch.dot(z, point.hessian(z).to(dtype))))
         mean = math.fsum(forms) / self.samples
