@@ -112,7 +112,7 @@ class _Hook:
     def __init__(self, function: Callable[..., Any] | None) -> None:
         self._function = function
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any) -> Any:
         return self._function(*args) if self._function is not None else None
 

@@ -7,6 +7,7 @@ back, so a step of the run costs a fraction of an evaluation. Read next: ``solve
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +21,25 @@ from torch_gfshadow.status import Status
 _SHARE = 0.08
 """Share of the error allowance that one step of an embedded pair may use up."""
 _KINK_RESOLUTION = 0.3
-_KINK_EVALS, _KINK_FREE, _KINK_STEP = 0.42, 100, 2.2
 _KINK_LONGEST = 10.0
-"""Default pace across kinks: beyond this many evaluations per step (and a free start), no step of
-the solver is shorter than 2.2 steps of the run."""
 _BLOW_UP = 1e8
+
+
+class _Pace(NamedTuple):
+    """Across kinks accuracy is first order and has no end: what may be spent on it.
+
+    No step of the solver is shorter than ``fine`` steps of the run, and beyond ``free`` +
+    ``per_step``·k evaluations not shorter than ``coarse``.
+    """
+
+    free: float
+    per_step: float
+    fine: float
+    coarse: float
+
+
+_KINK_DEFAULT = _Pace(free=100, per_step=0.42, fine=0.5, coarse=2.2)
+_KINK_ASKED = _Pace(free=1200, per_step=1.1, fine=0.2, coarse=0.9)
 
 
 class FlowField:
@@ -193,12 +208,9 @@ class ShadowFlow:
         longest = _KINK_LONGEST * self._step_size
         if lambda_max is not None and lambda_max > 0.0:
             longest = min(longest, 0.5 / lambda_max)
-        # across kinks an evaluation between two iterates of the run resolves nothing
-        shortest = 0.5 * self._step_size
-        if self.resolution is None and (
-            self._evals > _KINK_FREE + _KINK_EVALS * self._steps_of_run
-        ):
-            shortest = _KINK_STEP * self._step_size
+        pace = _KINK_DEFAULT if self.resolution is None else _KINK_ASKED
+        spare = self._evals < pace.free + pace.per_step * self._steps_of_run
+        shortest = (pace.fine if spare else pace.coarse) * self._step_size
         return min(shortest, longest), longest
 
     def _limit(self) -> float:
