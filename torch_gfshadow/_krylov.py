@@ -16,7 +16,7 @@ NEGLIGIBLE = 5e-3
 """An eigenvalue below this part of the spectral scale needs no relative accuracy of its own."""
 
 _FAR = 1.5  # a stale direction is trusted from this distance on, in units of the end sought
-_CLOSE = 0.1  # a neighbour this near, relatively, may have overtaken the end by next time
+_CLOSE = 0.2  # a neighbour this near, relatively, may have overtaken the end by next time
 
 
 @contextmanager
