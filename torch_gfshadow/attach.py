@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,7 @@ _Opt = TypeVar("_Opt", bound=torch.optim.Optimizer)
 _SHADOWS: weakref.WeakKeyDictionary[torch.optim.Optimizer, Shadow] = weakref.WeakKeyDictionary()
 _WRAPPED = ("optimizer", "optim", "_optimizer")
 # A closure-driven line search calls the objective many times per step: there is no step size.
+_NO_FLOAT64 = ("mps",)
 _NO_STEP_SIZE = (torch.optim.LBFGS,)
 
 
@@ -46,7 +48,7 @@ def attach(
     solver: str | SolverConfig = "auto",
     hvp: str = "auto",
     probes: Sequence[object] = ("lambda_min", "lambda_max"),
-    bounds: Sequence[object] = (),
+    bounds: Sequence[object] = ("default",),
     loggers: Sequence[object] = (),
     plugins: Sequence[object] = (),
     disable_plugins: Sequence[str] = (),
@@ -78,7 +80,8 @@ def attach(
         hvp: Hessian-product backend: ``"auto"``, ``"func"``, ``"double_backward"``,
             ``"difference"``.
         probes: Names or instances of what is measured at the iterate.
-        bounds: Names or instances of bounds evaluated beside the run.
+        bounds: Names or instances of bounds evaluated beside the run. ``"default"`` stands for
+            those that can be evaluated with this ``every`` and ``probe_every``.
         loggers: Names, ``"name:target"`` such as ``"jsonl:run.jsonl"``, or instances.
         plugins: Plugin objects for this run, besides the installed ones.
         disable_plugins: Installed plugins to leave out.
@@ -135,6 +138,8 @@ def attach(
         raise TypeError(must("solver", "a name or a solver configuration", repr(solver), fix))
     ledger = Ledger()
     layout = layout_of(inner, model)
+    if layout.device.type in _NO_FLOAT64 and solver_config.dtype == torch.float64:
+        solver_config = replace(solver_config, dtype=torch.float32)
     follows = mode != "passive" and objective is not None
     chosen, why = _flow(registry, inner, flow, config) if follows else (None, "")
     watched = Watched(inner, layout)
@@ -155,7 +160,7 @@ def attach(
         flow=chosen,
         solver=solver_config,
         probes=[registry.build("probes", p) for p in probes] if target is not None else [],
-        bounds=[registry.build("bounds", b) for b in bounds],
+        bounds=[registry.build("bounds", b) for b in _expanded(bounds, settings)],
         loggers=[registry.build("loggers", item) for item in loggers],
         why_passive=why,
     )
@@ -306,6 +311,13 @@ def _check_clock(flow: Flow, optimizer: torch.optim.Optimizer) -> None:
         flow.step_size(optimizer.param_groups)
     except Exception as error:
         raise ValueError(str(error)) from error
+
+
+def _expanded(bounds: Sequence[object], settings: Settings) -> list[object]:
+    """Replace ``"default"`` by the bounds whose ingredients every record of the run will have."""
+    dense = settings.every == 1 and settings.probe_every == 1
+    default: list[object] = ["theorem2"] if dense else []
+    return [b for item in bounds for b in (default if item == "default" else [item])]
 
 
 def _named(item: Any) -> str:

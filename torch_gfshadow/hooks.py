@@ -38,29 +38,42 @@ class StepHooks:
         self._before, self._after, self._skips, self._fail = before, after, skips, fail
         self._depth = 0
         self._skipped = False
+        self._calling = False
+        self._hooks: list[_Hook] = []
         self._handles: list[Any] = []
 
     def install(self, optimizer: torch.optim.Optimizer, loaded: StepFunction) -> None:
         """Register on ``optimizer``; ``loaded`` is called after its state was loaded."""
+        pre, post = _Hook(self._pre), _Hook(self._post)
+        load = _Hook(lambda _: self._guard(loaded))
+        self._hooks = [pre, post, load]
         self._handles = [
-            optimizer.register_step_pre_hook(_Hook(self._pre)),
-            optimizer.register_step_post_hook(_Hook(self._post)),
-            optimizer.register_load_state_dict_post_hook(_Hook(lambda _: self._guard(loaded))),
+            optimizer.register_step_pre_hook(pre),
+            optimizer.register_step_post_hook(post),
+            optimizer.register_load_state_dict_post_hook(load),
         ]
 
     def remove(self) -> None:
-        """Take the hooks off again."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Take the hooks off again; from inside one of them, leave empty ones behind.
+
+        torch is then walking the table of hooks, and would raise if it changed.
+        """
+        for hook in self._hooks:
+            hook.clear()
+        self._hooks = []
+        if not self._calling:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
 
     def _pre(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._depth and _frames_of(optimizer) > 1:
-            self._depth += 1  # super().step() inside a subclass's step(): one step, not two
+        frames = _frames_of(optimizer) if self._depth else 1
+        # Anything beyond the frames is from a step that raised.
+        self._depth = max(frames, 1)
+        if frames > 1:  # super().step() inside a subclass's step(): one step, not two
             return None
-        self._depth = 1  # anything left open is from a step that raised
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self._begin()
@@ -89,21 +102,24 @@ class StepHooks:
         return wrapped
 
     def _begin(self) -> None:
-        try:
-            self._skipped = self._skips()
-        except Exception as error:
-            self._skipped = True
-            self._fail(error)
+        self._skipped = True
+        self._guard(self._look)
+
+    def _look(self) -> None:
+        self._skipped = self._skips()
         if not self._skipped:
-            self._guard(self._before)
+            self._before()
 
     def _guard(self, function: StepFunction) -> None:
+        self._calling = True
         try:
             # our tensors must be neither inference tensors nor part of anybody's graph
             with torch.inference_mode(False), torch.no_grad():
                 function()
         except Exception as error:
             self._fail(error)
+        finally:
+            self._calling = False
 
 
 class _Hook:
@@ -115,6 +131,10 @@ class _Hook:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any) -> Any:
         return self._function(*args) if self._function is not None else None
+
+    def clear(self) -> None:
+        """Do nothing from now on, and hold nothing."""
+        self._function = None
 
     def __deepcopy__(self, memo: Any) -> _Hook:
         return _Hook(None)

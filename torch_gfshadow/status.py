@@ -14,6 +14,7 @@ class Status(StrEnum):
     PASSIVE = "passive"
     UNRESOLVED = "unresolved"
     TRUNCATED = "truncated"
+    SCALED = "scaled"
     MISMATCH = "mismatch"
     EXTERNAL_EDIT = "external_edit"
     STIFF = "stiff"
@@ -51,6 +52,11 @@ _SENTENCES = {
     Status.TRUNCATED: (
         "The solver spent its evaluation budget before it reached the run's time. "
         "Raise max_evals= of the solver, or resync() more often."
+    ),
+    Status.SCALED: (
+        "The optimizer used a multiple of the objective's gradient (clipping, accumulation or loss "
+        "scaling), so the run moves along the flow at another pace than its clock says. "
+        "Scale the objective alike, or take the factor out of the loop."
     ),
     Status.MISMATCH: (
         "The gradient of the objective is not the gradient the optimizer used, so this is the "

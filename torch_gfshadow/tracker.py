@@ -146,10 +146,10 @@ class Tracker:
         flow, groups = self.parts.flow, self.parts.watched.groups
         if flow is None:
             return float(groups[0]["lr"]) if groups and "lr" in groups[0] else 0.0
-        if self.parts.watched.has_new_params():
+        if self.parts.watched.has_other_params():
             raise FlowError(
-                "optimizer must step the parameters it was attached with, got more of them. "
-                "Call add_param_group and unfreeze before attach(), or attach anew."
+                "optimizer must step the parameters it was attached with, got others. "
+                "Add, freeze and unfreeze parameters before attach(), or attach anew."
             )
         if flow.configure(groups, self.parts.watched.layout) and self.shadow is not None:
             self.resync()
@@ -310,6 +310,8 @@ class Tracker:
         self._trouble.clear()
         if self._audit.kind == "mismatch":
             found.append((Status.MISMATCH, f"cosine {self._audit.cosine:.4f}"))
+        elif self._audit.kind == "scaled":
+            found.append((Status.SCALED, f"factor {self._audit.scale:.4g}"))
         if self.shadow is None:
             found.append((Status.PASSIVE, self.parts.why_passive))
         elif not self.shadow.alive:

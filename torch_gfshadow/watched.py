@@ -18,7 +18,7 @@ from torch_gfshadow._purity import unwrap
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import must
 
-_SAMPLED_PARAMS, _SAMPLED_VALUES = 4, 64
+_SAMPLED_PARAMS, _SAMPLED_VALUES = 8, 64
 
 
 def layout_of(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> Layout:
@@ -87,11 +87,13 @@ class Watched:
         optimizer = self.optimizer
         return [] if optimizer is None else optimizer.param_groups
 
-    def has_new_params(self) -> bool:
-        """Say whether ``add_param_group`` or unfreezing brought parameters we do not follow."""
-        return any(
-            p.requires_grad and id(p) not in self._ids for g in self.groups for p in g["params"]
-        )
+    def has_other_params(self) -> bool:
+        """Say whether the optimizer steps more or fewer parameters than when it was attached.
+
+        ``add_param_group``, (un)freezing and rebinding ``param_groups`` do that.
+        """
+        now = {id(p) for g in self.groups for p in g["params"] if p.requires_grad}
+        return now != self._ids
 
     def gradient(self) -> Tensor:
         """Return the gradient the step is about to use, shape ``[d]``, unscaled."""
@@ -104,9 +106,14 @@ class Watched:
         return flat
 
     def skips(self) -> bool:
-        """Say whether the step will change nothing: AMP found inf, or a phantom step."""
+        """Say whether the step will change nothing.
+
+        AMP found inf, no gradient is there, or it is a phantom step.
+        """
         found = getattr(self.optimizer, "found_inf", None)
         if found is not None and float(found) > 0:
+            return True
+        if all(p.grad is None for p in self.layout.params):
             return True
         if any(float(group["lr"]) != 0.0 for group in self.groups):
             return False
@@ -119,14 +126,15 @@ class Watched:
     def edited(self) -> bool:
         """Say whether the sample changed since :meth:`mark`: somebody else moved the model."""
         return bool(self._marks) and not all(
-            torch.equal(mark, now) for mark, now in zip(self._marks, self._sample(), strict=True)
+            _unchanged(mark, now) for mark, now in zip(self._marks, self._sample(), strict=True)
         )
 
     def _sample(self) -> list[Tensor]:
         params = self.layout.params
-        chosen = params[:: max(1, len(params) // _SAMPLED_PARAMS)][:_SAMPLED_PARAMS]
+        n = min(len(params), _SAMPLED_PARAMS)
+        last = len(params) - 1
         out = []
-        for param in chosen:
+        for param in (params[i * last // max(n - 1, 1)] for i in range(n)):  # both ends are in
             flat = param.detach().reshape(-1)
             out.append(flat[:: max(1, flat.numel() // _SAMPLED_VALUES)])
         return out
@@ -134,3 +142,8 @@ class Watched:
 
 def _dense(grad: Tensor) -> Tensor:
     return grad.to_dense() if grad.layout is not torch.strided else grad
+
+
+def _unchanged(mark: Tensor, now: Tensor) -> bool:
+    # a run that diverged is not an edit: NaN equals NaN here
+    return torch.equal(mark, now) or torch.equal(mark.nan_to_num(), now.nan_to_num())
