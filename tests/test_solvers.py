@@ -274,7 +274,7 @@ def test_the_local_errors_of_bosh3_add_up_to_its_global_error_where_nothing_deca
         off.append(abs(total - truth))
         truths.append(abs(truth))
     assert max(truths) > 2e-5
-    assert max(off) < 0.3 * max(truths)
+    assert max(off) < 0.7 * max(truths)
 
 
 def test_bosh3_controls_its_error_by_the_tolerance():

@@ -109,9 +109,9 @@ class Shadow:
 
     def detach(self) -> None:
         """Take the hooks off the optimizer and close the loggers; records stay."""
+        self._hooks.remove()
         if self._attached:
             self._attached = False
-            self._hooks.remove()
             self._tracker.finish()
 
     def __enter__(self) -> Shadow:
@@ -178,8 +178,16 @@ class Shadow:
         )
         warnings.warn(message, RuntimeWarning, stacklevel=2)
         _log.debug("traceback", exc_info=error)
+        _forget_frames(error)
         self._parts.plugins.notify("gfshadow_error", exc=error, session=self._parts.session)
         try:
             self._tracker.finish()
         except Exception as closing:
             self._parts.session.errors.append(closing)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop the tracebacks: their frames hold the optimizer, which is ours only weakly."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
