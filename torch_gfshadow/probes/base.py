@@ -177,6 +177,25 @@ class Probe(Protocol):
         """
 
 
+class SpectrumProbe:
+    """Options of the probes that read the extreme eigenpairs.
+
+    Args:
+        tol: Relative residual asked for.
+        max_products: Largest number of Hessian products per point, for both ends together.
+        every: Measure only at multiples of this step.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self, tol: float | str = 0.01, max_products: int = 100, every: int | None = None
+    ) -> None:
+        self.tol, self.max_products = checked_solve(tol, max_products)
+        self.every = checked_every(every)
+
+
 def checked_every(every: int | None) -> int | None:
     """Return ``every`` if it is a period.
 

@@ -9,30 +9,16 @@ from typing import Any
 import torch
 
 from torch_gfshadow.errors import CurvatureError, must
-from torch_gfshadow.probes.base import Point, checked_every, checked_solve
+from torch_gfshadow.probes.base import Point, SpectrumProbe
 
 
-class GradientAlignment:
+class GradientAlignment(SpectrumProbe):
     """|⟨∇f, v⟩| / ‖∇f‖ for the eigenvectors v of λ_min and λ_max, for the extras.
 
     Absolute values in [0, 1], since the sign of an eigenvector means nothing.
-
-    Args:
-        tol: Relative residual of the eigenpairs.
-        max_products: Largest number of Hessian products per point, for both ends together.
-        every: Measure only at multiples of this step.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     name = "gradient_alignment"
-
-    def __init__(
-        self, tol: float | str = 0.01, max_products: int = 100, every: int | None = None
-    ) -> None:
-        self.tol, self.max_products = checked_solve(tol, max_products)
-        self.every = checked_every(every)
 
     def measure(self, point: Point) -> Mapping[str, Any]:
         """Return the cosines as ``min`` and ``max``.
