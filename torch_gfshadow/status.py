@@ -59,8 +59,9 @@ _SENTENCES = {
         "Scale the objective alike, or take the factor out of the loop."
     ),
     Status.MISMATCH: (
-        "The gradient of the objective is not the gradient the optimizer used, so this is the "
-        "shadow of another problem. Make objective(model, batch) the loss that is trained."
+        "The gradient of the objective is not the gradient the optimizer used. If the run steps "
+        "on minibatches of the data, the discrepancy holds their sampling noise, too; otherwise "
+        "this is the shadow of another problem: make objective(model, batch) the loss trained."
     ),
     Status.EXTERNAL_EDIT: (
         "The parameters were changed outside the optimizer. "

@@ -69,6 +69,8 @@ class Tracker:
         self._probes_due = SparseSchedule(dense=0, ratio=2.0)
         self._used: Tensor | None = None
         self._before_used: Tensor | None = None
+        self._moved: Tensor | None = None
+        self._used_at: Tensor | None = None
         self._step_size = 0.0
         self._spectrum: Spectrum | None = None
         self._lambda_max: float | None = None
@@ -99,9 +101,11 @@ class Tracker:
             self.resync()
         self._step_size = self._read_step_size()
         if not self._gradient_is_due():
-            self._used = None
+            self._used = self._used_at = None
             return
         self._before_used, self._used = self._used, watched.gradient()
+        before, self._used_at = self._used_at, watched.layout.current()
+        self._moved = self._used_at - before if before is not None else None
         if self._audit_against is not None:
             self._compare(self._audit_against, self._used)
             self._audit_against = None
@@ -198,7 +202,7 @@ class Tracker:
         row["grad_norm"] = _norm(grad) if grad is not None else None
         if self._used is not None and self._before_used is not None:
             row["local_defect"] = _norm(self._used - self._before_used)
-        extras.update(self._secant(theta))
+        extras.update(self._secant())
         row.update(self._discrepancy(theta, distance))
         if parts.objective is not None:
             loss_probed = self._probe(theta, row, extras)
@@ -238,7 +242,7 @@ class Tracker:
         objective = self.parts.objective
         return objective.initial if objective is not None else (None, None)
 
-    def _secant(self, theta: Tensor) -> dict[str, Any]:
+    def _secant(self) -> dict[str, Any]:
         """What the run's own gradients tell for nothing: path, turning, curvature along it."""
         out: dict[str, Any] = {"path_length": self._path}
         used, before = self._used, self._before_used
@@ -246,9 +250,9 @@ class Tracker:
             size = _norm(used) * _norm(before)
             if size > 0.0:
                 out["gradient_cosine"] = float(torch.dot(used, before)) / size
-            if self._step_size > 0.0 and _norm(before) > 0.0:
-                bend = float(torch.dot(before - used, before))
-                out["secant_curvature"] = bend / (self._step_size * _norm(before) ** 2)
+            if self._moved is not None and _norm(self._moved) > 0.0:
+                bend = float(torch.dot(used - before, self._moved))
+                out["secant_curvature"] = bend / _norm(self._moved) ** 2
         return {"run": out}
 
     def _discrepancy(self, theta: Tensor, distance: float) -> dict[str, Any]:
