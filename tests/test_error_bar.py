@@ -1,0 +1,148 @@
+"""The error bar is a claim: it covers the true error, is not far above it, and moves with it."""
+
+import math
+import statistics
+
+import pytest
+import torch
+from cases import (
+    F64,
+    Point,
+    beside,
+    exact_quadratic,
+    network,
+    objective_of,
+    quadratic,
+    reference,
+    seeded,
+    squared,
+    symmetric,
+)
+from torch import nn
+
+from torch_gfshadow.solvers import Dopri5
+from torch_gfshadow.solvers.base import Node
+from torch_gfshadow.solvers.error_bar import BLOCK, SAFETY, ErrorBar
+
+
+def linear(h):
+    return lambda y: -h * y
+
+
+def carried(h, steps, size=1e-4, step=0.05):
+    """Inject one local error, then ``steps`` exact steps of θ' = −hθ; return the bar."""
+    field = linear(torch.tensor([h, 2.0], dtype=F64))
+    start = torch.tensor([1.0, 1.0], dtype=F64)
+
+    def node(t):
+        state = start * torch.exp(-torch.tensor([h, 2.0], dtype=F64) * t)
+        return Node(t, state, field(state))
+
+    bar = ErrorBar(field, node(0.0))
+    assert bar.value == 0.0
+    bar.add(torch.tensor([size, 0.0], dtype=F64), node(step), 2.5 * step, 1e-3)
+    for k in range(2, steps + 1):
+        bar.add(torch.zeros(2, dtype=F64), node(k * step), 2.5 * step, 1e-3)
+    return bar.value
+
+
+def test_one_local_error_shows_at_once_with_the_safety_factor():
+    assert carried(1.0, 1) == pytest.approx(SAFETY * math.sqrt(2.0) * 1e-4)
+
+
+def test_an_error_decays_where_the_loss_is_convex():
+    n = 10 * BLOCK
+    assert carried(1.0, n) == pytest.approx(SAFETY * 1e-4 * math.exp(-0.05 * n), rel=2.5)
+
+
+def test_an_error_grows_where_the_curvature_is_negative():
+    n = 8 * BLOCK
+    assert carried(-0.7, n) == pytest.approx(SAFETY * 1e-4 * math.exp(0.7 * 0.05 * n), rel=0.35)
+
+
+def test_an_error_stays_where_the_loss_is_flat():
+    assert carried(0.0, 6 * BLOCK) == pytest.approx(SAFETY * 1e-4, rel=1e-3)
+
+
+def test_opposite_local_errors_cancel_and_equal_ones_add():
+    node = Node(0.0, torch.zeros(2, dtype=F64), torch.zeros(2, dtype=F64))
+    add, cancel = (ErrorBar(torch.zeros_like, node) for _ in range(2))
+    error = torch.tensor([3e-5, 4e-5], dtype=F64)
+    for k in range(1, 11):
+        there = Node(0.1 * k, node.state, node.field)
+        add.add(error, there, 0.0, 1e-3)
+        cancel.add(error if k % 2 else -error, there, 0.0, 1e-3)
+    assert add.value == pytest.approx(SAFETY * 5e-5 * math.hypot(10.0, 1.0))
+    assert cancel.value == pytest.approx(SAFETY * 5e-5)
+
+
+def test_an_error_known_by_norm_alone_is_added_as_it_is():
+    bar = ErrorBar(torch.zeros_like, Node(0.0, torch.zeros(2), torch.zeros(2)))
+    bar.add_norm(0.25)
+    assert bar.value == 0.25
+
+
+def test_carrying_costs_few_evaluations_of_the_field():
+    calls = []
+
+    def field(y):
+        calls.append(1)
+        return -y
+
+    def node(t):
+        return Node(t, torch.full((3,), math.exp(-t), dtype=F64), torch.zeros(3, dtype=F64))
+
+    bar = ErrorBar(field, node(0.0))
+    for k in range(1, 4 * BLOCK + 1):
+        bar.add(torch.full((3,), 1e-6, dtype=F64), node(0.1 * k), 2.5, 1e-3)
+    assert len(calls) <= 0.75 * 4 * BLOCK  # ~√(1.54 · 2.5 · BLOCK) stages a block
+
+
+def quadratic_case(eigenvalues):
+    matrix = symmetric(eigenvalues)
+    theta = torch.randn(len(eigenvalues), generator=seeded(1), dtype=F64)
+    return objective_of(Point(theta), quadratic, matrix), matrix, theta
+
+
+def calibration(run, exact):
+    errors = run.errors(exact)
+    assert errors, run.flow.status
+    covered = sum(b >= e for b, e in zip(run.bars, errors, strict=True)) / len(errors)
+    ratio = statistics.median(b / max(e, 1e-300) for b, e in zip(run.bars, errors, strict=True))
+    return covered, ratio
+
+
+QUADRATICS = {
+    "mild": ([0.1, 0.5, 1.0, 2.0], 0.02, 300),
+    "stiff": ([0.01, 0.1, 1.0, 10.0, 50.0], 0.02, 400),
+}
+
+
+@pytest.mark.parametrize("name", QUADRATICS)
+def test_on_a_quadratic_the_bar_is_calibrated(name):
+    eigenvalues, step_size, steps = QUADRATICS[name]
+    objective, matrix, theta = quadratic_case(eigenvalues)
+    run = beside(objective, step_size, steps)
+    covered, ratio = calibration(run, exact_quadratic(matrix, theta, run.times))
+    assert covered >= 0.95
+    assert ratio <= 10.0
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_on_a_tanh_network_the_bar_is_calibrated(seed):
+    model, data = network(nn.Tanh, seed=seed)
+    objective = objective_of(model, squared, data)
+    run = beside(objective, 0.05, 200)
+    covered, ratio = calibration(
+        run, reference(objective, objective.layout.current(F64), run.times)
+    )
+    assert covered >= 0.95
+    assert ratio <= 10.0
+
+
+def test_a_tight_pair_reports_a_bar_that_is_tight_too():
+    objective, matrix, theta = quadratic_case([0.1, 0.5, 1.0, 2.0])
+    run = beside(objective, 0.05, 100, config=Dopri5(rtol=1e-9))
+    errors = run.errors(exact_quadratic(matrix, theta, run.times))
+    assert max(errors) < 1e-6
+    assert max(run.bars) < 1e-6
