@@ -249,3 +249,24 @@ def test_however_the_data_come_the_records_are_those_of_the_full_batch():
             assert a.discrepancy == pytest.approx(b.discrepancy, rel=1e-6, abs=1e-13)
             assert a.solver_error == pytest.approx(b.solver_error, rel=1e-4, abs=1e-13)
             assert a.n_grad_evals == b.n_grad_evals
+
+
+def test_a_run_that_diverges_is_a_status_and_not_an_error():
+    theta = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    model = nn.ParameterList([theta])
+    optimizer = torch.optim.SGD([theta], lr=1e200)
+
+    def cubic(m, _):
+        return (m[0] ** 4).sum()
+
+    shadow = gfs.attach(optimizer, model, cubic, data=torch.zeros(1), on_error="raise")
+    for _ in range(4):
+        optimizer.zero_grad()
+        cubic(model, None).backward()
+        optimizer.step()
+    last = shadow.records[-1]
+    assert not torch.isfinite(theta).all()
+    assert last.status == "non_finite"
+    assert "own parameters" in last.status_detail
+    assert last.discrepancy is None
+    assert len(shadow.records) == 5

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -203,6 +204,9 @@ class Tracker:
         if self._used is not None and self._before_used is not None:
             row["local_defect"] = _norm(self._used - self._before_used)
         extras.update(self._secant())
+        if not math.isfinite(distance):
+            self._trouble.append((Status.NON_FINITE, "The run's own parameters are not finite"))
+            return self._finished({**row, "distance_from_init": None}, extras, loss)
         row.update(self._discrepancy(theta, distance))
         if parts.objective is not None:
             loss_probed = self._probe(theta, row, extras)
@@ -320,7 +324,7 @@ class Tracker:
             found.append((Status.PASSIVE, self.parts.why_passive))
         elif not self.shadow.alive:
             found.append((self.shadow.status, self.shadow.detail))
-        elif (row.get("solver_error") or 0.0) > row["discrepancy"]:
+        elif (row.get("solver_error") or 0.0) > row.get("discrepancy", math.inf):
             found.append((Status.UNRESOLVED, "the error bar exceeds the discrepancy"))
         status = worst(s for s, _ in found)
         details = [f"{d}. {s.sentence}" if d else s.sentence for s, d in found if s is status]
