@@ -122,7 +122,9 @@ class Referee:
         generator = torch.Generator().manual_seed(0)
         self.directions = []
         for _ in range(_N_DIRECTIONS):
-            vector = torch.randn(theta.numel(), generator=generator).to(self.theta)
+            vector = torch.randn(theta.numel(), generator=generator, device=generator.device).to(
+                self.theta
+            )
             self.directions.append(vector / vector.norm())
         self._known: dict[tuple[int, int], Tensor] = {}
 

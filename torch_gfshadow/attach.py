@@ -109,6 +109,7 @@ def attach(
         on_error=on_error,
     )
     inner = _innermost(optimizer)
+    _check_kinds(model, probes=probes, bounds=bounds, loggers=loggers)
     registry = Plugins(plugins, disable_plugins, on_error=on_error)
     config = dict(
         mode=mode,
@@ -266,6 +267,15 @@ def _innermost(optimizer: Any) -> torch.optim.Optimizer:
             "Attach to the torch optimizer inside it.",
         )
     )
+
+
+def _check_kinds(model: Any, **lists: Any) -> None:
+    if model is not None and not isinstance(model, nn.Module):
+        got = f"a {type(model).__name__}"
+        raise TypeError(must("model", "a torch.nn.Module", got, "Pass the model trained."))
+    for name, value in lists.items():
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise TypeError(must(name, "a list", repr(value), f"Write {name}=[...]."))
 
 
 def _check_mode(mode: str, model: Any, objective: Any, data: Any) -> None:

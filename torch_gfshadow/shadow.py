@@ -18,7 +18,7 @@ from torch_gfshadow.solvers.base import Node, SolverConfig, Stepper
 from torch_gfshadow.solvers.error_bar import ErrorBar
 from torch_gfshadow.status import Status
 
-_SHARE = 0.08
+_SHARE = 0.06
 """Share of the error allowance that one step of an embedded pair may use up."""
 _KINK_RESOLUTION = 0.3
 _KINK_LONGEST = 10.0
@@ -178,10 +178,10 @@ class ShadowFlow:
             self._bar.two_sided = stepper.rough
             curvature = abs(lambda_max) if lambda_max is not None else self._curvature
             h_lambda = min(stepper.stability, 1.2 * h * curvature)
-            self._bar.add(stepper.local_error, node, h_lambda, self._scale)
+            self._bar.add(stepper.local_error, node, h_lambda, self._scale, stepper.ungraded)
             self._check(node)
         elif stepper.next_step < 1e-12 * max(self._step_size, time):
-            finite = bool(torch.isfinite(stepper.right.field).all())
+            finite = math.isfinite(self._field.loss)  # of the attempt; the last node always is
             self._stop(
                 Status.STIFF if finite else Status.NON_FINITE,
                 f"step size {stepper.next_step:.2e} at t = {stepper.right.time:.6g}",

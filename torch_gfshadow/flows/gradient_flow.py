@@ -63,6 +63,6 @@ def _per_parameter(
     if len(set(values)) == 1:
         return values[0]
     by_id = {id(p): v for v, g in zip(values, groups, strict=True) for p in g["params"]}
-    sizes = torch.tensor(layout.sizes)
-    each = torch.tensor([by_id[id(p)] for p in layout.params], dtype=torch.float64)
+    sizes = torch.tensor(layout.sizes, device="cpu")
+    each = torch.tensor([by_id[id(p)] for p in layout.params], dtype=torch.float64, device="cpu")
     return each.repeat_interleave(sizes).to(layout.device)

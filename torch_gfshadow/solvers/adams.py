@@ -42,6 +42,7 @@ class AdamsStepper:
     ) -> None:
         self.left, self.right = left or node, node
         self.local_error: Tensor | None = None
+        self.ungraded = 0.0
         self.next_step = first_step
         self.jump_rate: float | None = None
         self._field = field
@@ -72,6 +73,11 @@ class AdamsStepper:
             self.local_error = None
             return False
         self._observe(node.field, h)
+        if self.jump_rate is not None:
+            self.ungraded = _SLIDING * math.sqrt(self.jump_rate * self._cubes / 12.0)
+        else:  # the first windows: half a step at the wrong slope, each step
+            turn = float(torch.linalg.vector_norm(slope - node.field))
+            self.ungraded = math.hypot(self.ungraded, 0.5 * h * turn)
         self._previous, self._last_step = node.field, h
         self.left, self.right = node, Node(node.time + h, state, slope)
         self._resize(tolerance, shortest, longest)
@@ -100,7 +106,7 @@ class AdamsStepper:
             self.jump_rate = rate if old is None else 0.5 * (old + rate)
             if size > 0.0:
                 # second differences telescope, jumps do not: independent signs restore that
-                sign = 1.0 if torch.rand((), generator=self._signs) < 0.5 else -1.0
+                sign = 1.0 if torch.rand((), generator=self._signs, device="cpu") < 0.5 else -1.0
                 self.local_error = bend * (
                     sign * _SLIDING * math.sqrt(rate * self._cubes / 12.0) / size
                 )

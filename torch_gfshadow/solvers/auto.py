@@ -67,6 +67,11 @@ class AutoStepper:
         return self._inner.local_error
 
     @property
+    def ungraded(self) -> float:
+        """Error of recent steps still to come."""
+        return self._inner.ungraded
+
+    @property
     def next_step(self) -> float:
         """Size of the next attempt."""
         return self._inner.next_step

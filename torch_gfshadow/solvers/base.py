@@ -76,6 +76,11 @@ class Stepper(Protocol):
         ...
 
     @property
+    def ungraded(self) -> float:
+        """Norm of the error of recent steps that ``local_error`` does not hold yet."""
+        ...
+
+    @property
     def next_step(self) -> float:
         """Size of the next attempt."""
         ...

@@ -51,10 +51,6 @@ class _Bosh3(Bosh3Solver):  # type: ignore[misc]
         return []
 
 
-def _as_embedded(node: Node, embedded: Tensor) -> Tensor:
-    return embedded
-
-
 class EmbeddedStepper:
     """One of torchdiffeq's adaptive pairs, kept alive."""
 
@@ -73,6 +69,7 @@ class EmbeddedStepper:
         self.order = int(solver.order)
         self.left = self.right = node
         self.local_error: Tensor | None = None
+        self.ungraded = 0.0
         self._error: Tensor | None = None
         self._quadrature = NodeQuadrature(node)
         self._solver = solver(
@@ -117,8 +114,11 @@ class EmbeddedStepper:
             self.right = Node(float(state.t1), state.y1, state.f1)
             assert self._error is not None
             embedded = self._error * tolerance
-            grade = self._quadrature.grade if self.order < 4 else _as_embedded
-            self.local_error = grade(self.right, embedded)
+            if self.order < 4:
+                self.local_error = self._quadrature.grade(self.right, embedded)
+                self.ungraded = self._quadrature.ungraded(embedded)
+            else:
+                self.local_error = embedded
         else:
             self.local_error = None
         self._error = None

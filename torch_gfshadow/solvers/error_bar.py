@@ -22,7 +22,7 @@ from torch_gfshadow.solvers.rkc import rkc_step, stages_for
 
 BLOCK = 16
 _ROUGH_BLOCK = 48
-SAFETY = 2.0
+SAFETY = 2.5
 """The bar is ``SAFETY`` times the norm of ε: local error estimates are right to a factor."""
 _MAX_STAGES = 24
 _UNSTABLE = 2.0
@@ -51,25 +51,35 @@ class ErrorBar:
         self._steps = 0
         self._norm = 0.0
         self._recent = 0.0
+        self._ungraded = 0.0
         self._linear = 0.0
         self._scale = 0.0
 
     @property
     def value(self) -> float:
         """Error bar, in the units of θ: an upper limit for ‖θ̃ − θ‖₂, by estimate."""
-        return SAFETY * math.hypot(self._norm, self._recent) + self._linear
+        return SAFETY * math.hypot(self._norm, self._recent, self._ungraded) + self._linear
 
-    def add(self, local_error: Tensor | None, node: Node, h_lambda: float, scale: float) -> None:
+    def add(
+        self,
+        local_error: Tensor | None,
+        node: Node,
+        h_lambda: float,
+        scale: float,
+        ungraded: float = 0.0,
+    ) -> None:
         """Add one accepted step that ended in ``node``.
 
         Args:
             local_error: What the step got wrong, shape ``[d]``; ``None`` if not known yet.
             node: Where the solver now is.
             h_lambda: Upper limit for the step's h·λ_max.
+            ungraded: Norm of what ``local_error`` does not hold yet.
             scale: Distance between iterate and shadow, over which the field is differenced.
         """
         self._steps += 1
         self._scale = scale
+        self._ungraded = ungraded
         self._h_lambda += h_lambda
         if local_error is not None:
             self._pending.add_(local_error)

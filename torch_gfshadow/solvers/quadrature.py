@@ -26,9 +26,9 @@ def cubic_weights(times: list[float], left: float, right: float) -> list[float]:
         Four weights, in units of time.
     """
     h = right - left
-    scaled = torch.tensor([(t - left) / h for t in times], dtype=torch.float64)
+    scaled = torch.tensor([(t - left) / h for t in times], dtype=torch.float64, device="cpu")
     powers = torch.stack([scaled**k for k in range(4)])
-    moments = torch.tensor([1.0 / (k + 1) for k in range(4)], dtype=torch.float64)
+    moments = torch.tensor([1.0 / (k + 1) for k in range(4)], dtype=torch.float64, device="cpu")
     return [h * w for w in torch.linalg.solve(powers, moments).tolist()]
 
 
@@ -38,6 +38,7 @@ class NodeQuadrature:
     def __init__(self, node: Node) -> None:
         self._nodes = [node]
         self._embedded: Tensor | None = None
+        self._ratio = 1.0
 
     def grade(self, node: Node, embedded: Tensor) -> Tensor:
         """Take in a new node; return the local error of the step before it.
@@ -61,4 +62,19 @@ class NodeQuadrature:
         # at the stability limit the nodes do not resolve the stiffest modes and the cubic
         # overestimates; away from it the embedded estimate does
         norm = torch.linalg.vector_norm
-        return error if norm(error) < norm(previous) else previous
+        graded, estimated = float(norm(error)), float(norm(previous))
+        self._ratio = min(1.0, graded / estimated) if estimated > 0.0 else 1.0
+        return error if graded < estimated else previous
+
+    def ungraded(self, embedded: Tensor) -> float:
+        """Return the size of the newest step's error, which the next node will grade.
+
+        The embedded estimate, times the share of it that the step before turned out to be; that
+        share falls and rises with the step.
+        """
+        nodes = self._nodes
+        growth = 1.0
+        if len(nodes) >= 3 and nodes[-2].time > nodes[-3].time:
+            growth = (nodes[-1].time - nodes[-2].time) / (nodes[-2].time - nodes[-3].time)
+        share = min(1.0, self._ratio * max(growth, 1.0))
+        return share * float(torch.linalg.vector_norm(embedded))
