@@ -5,7 +5,7 @@ it decays where the loss is convex, grows where it is not, and turns with the He
 norms sees none of this and is useless after a few time constants. So ε is integrated: local
 errors are summed as vectors, and every ``BLOCK`` steps ε is carried over the block by one RKC2
 step, whose number of field evaluations grows only like the square root of the block's length.
-That is 15–20 % on top of what the flow itself costs.
+That is up to a third on top of what the flow itself costs, and 18 % on the paper's linear network.
 
 Source: solving for the correction, Dormand, Duckers & Prince, IMA J. Numer. Anal. 4 (1984).
 """
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow.solvers.base import Field, Node
-from torch_gfshadow.solvers.rkc import rkc_step, stages_for
+from torch_gfshadow.solvers.rkc import STRONG, rkc_step, stages_for
 
 BLOCK = 16
 _ROUGH_BLOCK = 48
-SAFETY = 2.5
+SAFETY = 2.4
 """The bar is ``SAFETY`` times the norm of ε: local error estimates are right to a factor."""
 _MAX_STAGES = 24
 _UNSTABLE = 2.0
@@ -52,13 +52,16 @@ class ErrorBar:
         self._norm = 0.0
         self._recent = 0.0
         self._ungraded = 0.0
+        self._growth, self._now = 0.0, node.time
         self._linear = 0.0
         self._scale = 0.0
 
     @property
     def value(self) -> float:
         """Error bar, in the units of θ: an upper limit for ‖θ̃ − θ‖₂, by estimate."""
-        return SAFETY * math.hypot(self._norm, self._recent, self._ungraded) + self._linear
+        # within a block ε goes on growing as it did over the last one
+        grown = self._norm * math.exp(min(self._growth * (self._now - self._start), 50.0))
+        return SAFETY * math.hypot(grown, self._recent, self._ungraded) + self._linear
 
     def add(
         self,
@@ -80,6 +83,7 @@ class ErrorBar:
         self._steps += 1
         self._scale = scale
         self._ungraded = ungraded
+        self._now = node.time
         self._h_lambda += h_lambda
         if local_error is not None:
             self._pending.add_(local_error)
@@ -110,17 +114,17 @@ class ErrorBar:
             slope = error_field(self._error) if bool(self._error.any()) else forcing
             plain = float(torch.linalg.vector_norm(self._error))
             plain += float(torch.linalg.vector_norm(self._pending))
-            stages = stages_for(self._h_lambda)
-            carried = rkc_step(error_field, self._error, slope, span, min(stages, _MAX_STAGES))
+            stages = min(stages_for(self._h_lambda, STRONG), _MAX_STAGES)
+            carried = rkc_step(error_field, self._error, slope, span, stages, STRONG)
             size = float(torch.linalg.vector_norm(carried))
             if not size <= _UNSTABLE * plain and stages < _MAX_STAGES:
                 # growth, or λ_max was underrated: only more stages can tell
-                again = rkc_step(
-                    error_field, self._error, slope, span, min(2 * stages, _MAX_STAGES)
-                )
-                carried, size = again, float(torch.linalg.vector_norm(again))
+                stages = min(2 * stages, _MAX_STAGES)
+                carried = rkc_step(error_field, self._error, slope, span, stages, STRONG)
+                size = float(torch.linalg.vector_norm(carried))
             if math.isfinite(size):
                 self._error, self._norm = carried, size
+                self._growth = max(0.0, math.log(max(size, 1e-300) / plain)) / span
             else:
                 self._error = self._error + self._pending
                 self._norm = plain
