@@ -14,6 +14,7 @@ from cases import (
     objective_of,
     quadratic,
     reference,
+    scalar_deep_linear,
     seeded,
     squared,
     symmetric,
@@ -95,13 +96,17 @@ def test_carrying_costs_few_evaluations_of_the_field():
     bar = ErrorBar(field, node(0.0))
     for k in range(1, 4 * BLOCK + 1):
         bar.add(torch.full((3,), 1e-6, dtype=F64), node(0.1 * k), 2.5, 1e-3)
-    assert len(calls) <= 1.0 * 4 * BLOCK  # ~√(1.54 · 2.5 · BLOCK) stages a block
+    assert len(calls) <= 4 * BLOCK  # at most one evaluation per step of the pair, which takes 3
 
 
 def quadratic_case(eigenvalues):
     matrix = symmetric(eigenvalues)
     theta = torch.randn(len(eigenvalues), generator=seeded(1), dtype=F64)
     return objective_of(Point(theta), quadratic, matrix), matrix, theta
+
+
+# Coverage ≥ 95 % and a median ratio ≤ 10 are the claim; these do not reach it yet.
+OPEN = pytest.mark.xfail(strict=False, reason="coverage just under 95 %, or a bar too wide")
 
 
 def calibration(run, exact):
@@ -115,10 +120,17 @@ def calibration(run, exact):
 QUADRATICS = {
     "mild": ([0.1, 0.5, 1.0, 2.0], 0.02, 300),
     "stiff": ([0.01, 0.1, 1.0, 10.0, 50.0], 0.02, 400),
+    "edge of stability": ([0.01, 0.1, 1.0, 10.0, 95.0], 0.02, 400),
+    "saddle": ([-1.0, -0.2, 0.5, 3.0], 0.01, 400),
+    "stiff saddle": ([-0.5, 0.1, 1.0, 40.0], 0.02, 400),
+    "bulk": (torch.linspace(0.01, 20, 40).tolist(), 0.02, 500),
 }
 
 
-@pytest.mark.parametrize("name", QUADRATICS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=OPEN if n in ("saddle", "bulk") else ()) for n in QUADRATICS],
+)
 def test_on_a_quadratic_the_bar_is_calibrated(name):
     eigenvalues, step_size, steps = QUADRATICS[name]
     objective, matrix, theta = quadratic_case(eigenvalues)
@@ -128,7 +140,21 @@ def test_on_a_quadratic_the_bar_is_calibrated(name):
     assert ratio <= 10.0
 
 
-@pytest.mark.parametrize("seed", [0, 2])
+DEEP = {"escape": ([0.6, 0.7, 0.8, 0.9], 0.02), "plateau": ([0.2, 0.1, 0.3], 0.1)}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_on_a_scalar_deep_linear_network_the_bar_is_calibrated(name):
+    start, step_size = DEEP[name]
+    objective = objective_of(Point(start), scalar_deep_linear, torch.ones(1, dtype=F64))
+    theta = objective.layout.current(F64)
+    run = beside(objective, step_size, 400)
+    covered, ratio = calibration(run, reference(objective, theta, run.times))
+    assert covered >= 0.95
+    assert ratio <= 10.0
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=OPEN), 2])
 def test_on_a_tanh_network_the_bar_is_calibrated(seed):
     model, data = network(nn.Tanh, seed=seed)
     objective = objective_of(model, squared, data)
@@ -136,6 +162,29 @@ def test_on_a_tanh_network_the_bar_is_calibrated(seed):
     covered, ratio = calibration(
         run, reference(objective, objective.layout.current(F64), run.times)
     )
+    assert covered >= 0.95
+    assert ratio <= 10.0
+
+
+def fine_euler(objective, theta, times, substeps):
+    """Explicit Euler with ``substeps`` per step: kinks leave no higher order to any method."""
+    out, h = [], times[0] / substeps
+    for _ in times:
+        for _ in range(substeps):
+            theta = theta - h * objective.loss_and_grad(theta, "setup")[1]
+        out.append(theta)
+    return out
+
+
+@pytest.mark.parametrize("resolution", [None, 0.1])
+def test_on_a_relu_network_the_bar_covers_a_fine_step_reference(resolution):
+    model, data = network(nn.ReLU, widths=(8, 16, 16, 3), samples=300)
+    objective = objective_of(model, squared, data)
+    theta = objective.layout.current(F64)
+    run = beside(objective, 0.05, 60, resolution=resolution)
+    coarse, fine = (fine_euler(objective, theta, run.times, n) for n in (40, 80))
+    exact = [2 * b - a for a, b in zip(coarse, fine, strict=True)]  # Richardson, first order
+    covered, ratio = calibration(run, exact)
     assert covered >= 0.95
     assert ratio <= 10.0
 
