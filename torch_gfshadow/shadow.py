@@ -38,7 +38,7 @@ class _Pace(NamedTuple):
     coarse: float
 
 
-_KINK_DEFAULT = _Pace(free=250, per_step=0.38, fine=0.5, coarse=2.4)
+_KINK_DEFAULT = _Pace(free=600, per_step=0.36, fine=0.5, coarse=2.4)
 _KINK_ASKED = _Pace(free=1200, per_step=1.1, fine=0.2, coarse=0.9)
 
 
