@@ -22,6 +22,10 @@ class CurvatureError(GFShadowError):
     """No Hessian-product backend is right for this model."""
 
 
+class AssumptionError(GFShadowError, ValueError):
+    """A hypothesis of a theorem is violated; the message names it and gives the number."""
+
+
 class PluginError(GFShadowError):
     """A plugin is broken; the message names it, its version and the hook."""
 

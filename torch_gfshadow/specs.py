@@ -31,10 +31,18 @@ class Spec:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BoundSpec(Spec):
-    """A bound: ``factory()`` returns an object of the ``Bound`` protocol; ``source`` cites it."""
+    """A result of the theory; ``source`` cites it.
 
-    __slots__ = ()
+    ``factory()`` returns an object of the ``Bound`` protocol, for ``attach(bounds=[name])``.
+    ``evaluate(**inputs)`` returns an ``Evaluation`` of the result on given numbers, for
+    ``gfshadow bound eval``. A result that is no limit along a run has only the latter: then
+    ``live`` is false, and ``factory`` is the function that states it.
+    """
+
+    evaluate: Callable[..., Any] | None = None
+    live: bool = True
 
 
 class InitSpec(Spec):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch_gfshadow.bounds.base import Assumption as Assumption
 from torch_gfshadow.bounds.base import Bound as Bound
 from torch_gfshadow.bounds.base import BoundValue as BoundValue
+from torch_gfshadow.bounds.base import Evaluation as Evaluation
 from torch_gfshadow.bounds.theorem2 import RadiusCurve as RadiusCurve
 from torch_gfshadow.bounds.theorem2 import Theorem2 as Theorem2
 from torch_gfshadow.bounds.theorem2 import theorem2 as theorem2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,6 +58,26 @@ class BoundValue:
             "certified": self.certified,
             "status": self.status,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A result of the theory evaluated on given numbers, as ``gfshadow bound eval`` prints it.
+
+    Attributes:
+        value: Named values, JSON-ready; the keys are the result's own.
+        assumptions: Everything they rest on.
+        status: ``"ok"``, or a sentence (``"infeasible: …"``, ``"certified until t = …"``).
+    """
+
+    value: Mapping[str, Any]
+    assumptions: tuple[Assumption, ...] = ()
+    status: str = "ok"
+
+    @property
+    def certified(self) -> bool:
+        """Whether every ingredient is certain. What rests on nothing is not certified."""
+        return bool(self.assumptions) and all(item.certain for item in self.assumptions)
 
 
 @runtime_checkable
