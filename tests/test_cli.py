@@ -193,7 +193,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(arguments, message):
 
 
 def test_a_missing_matplotlib_is_said_before_the_run_not_after_it(monkeypatch, tmp_path):
-    monkeypatch.setattr("torch_gfshadow.plotting.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = gfshadow("demo", *SHORT, code=2)
     assert 'pip install "torch-gfshadow[demo]"' in result.stderr
     assert not (tmp_path / "gfshadow-demo").exists()
