@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from torch_gfshadow.bounds._phi import exp
 from torch_gfshadow.errors import must
 from torch_gfshadow.record import Record
 
@@ -94,19 +95,6 @@ class Bound(Protocol):
 
     def update(self, record: Record) -> BoundValue:
         """Return the limit on the discrepancy at ``record.time``."""
-
-
-def exp(log_value: float) -> float:
-    """Return e^log_value, ``inf`` instead of an overflow."""
-    try:
-        return math.exp(log_value)
-    except OverflowError:
-        return math.inf
-
-
-def log(value: float) -> float:
-    """Return the natural logarithm of ``value`` ≥ 0, −∞ for 0."""
-    return math.log(value) if value > 0.0 else -math.inf
 
 
 def finite(argument: str, values: Sequence[float]) -> tuple[float, ...]:

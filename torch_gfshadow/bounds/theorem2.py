@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from torch_gfshadow.bounds.base import Assumption, BoundValue, exp, finite, log
+from torch_gfshadow.bounds._phi import exp, log, log_add, log_integral
+from torch_gfshadow.bounds.base import Assumption, BoundValue, finite
 from torch_gfshadow.errors import must
 from torch_gfshadow.record import Record
 
@@ -90,8 +91,8 @@ def advance(log_radius: float, duration: float, m: float, delta: float) -> float
     if duration == 0.0:  # a learning rate of zero is a step too
         return log_radius
     carried = log_radius + m * duration if log_radius > -math.inf else -math.inf
-    added = log(delta) + _log_integral(m, duration) if delta > 0.0 else -math.inf
-    return _log_add(carried, added)
+    added = log(delta) + log_integral(m, duration) if delta > 0.0 else -math.inf
+    return log_add(carried, added)
 
 
 class Theorem2:
@@ -161,24 +162,6 @@ def _curvature(record: Record) -> float:
 
 def _is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
-
-
-def _log_integral(m: float, duration: float) -> float:
-    """Return log ∫_0^h e^{ms} ds without forming e^{mh}."""
-    z = m * duration
-    if abs(z) < 1e-8:  # the next term, z²/24, is below rounding
-        return math.log(duration) + z / 2
-    if z > 0.0:
-        return z + math.log(-math.expm1(-z)) - math.log(m)
-    return math.log(-math.expm1(z)) - math.log(-m)
-
-
-def _log_add(a: float, b: float) -> float:
-    """Return log(e^a + e^b)."""
-    high, low = max(a, b), min(a, b)
-    if math.isinf(high):
-        return high
-    return high + math.log1p(math.exp(low - high))
 
 
 def _check(
