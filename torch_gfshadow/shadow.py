@@ -7,14 +7,15 @@ back, so a step of the run costs a fraction of an evaluation. Read next: ``solve
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torch_gfshadow.flows.base import Flow
 from torch_gfshadow.objective import Objective
-from torch_gfshadow.solvers.base import Node, SolverConfig, Stepper
+from torch_gfshadow.solvers.base import Node, SolverConfig, Stepper, load_plain, save_plain
 from torch_gfshadow.solvers.error_bar import ErrorBar
 from torch_gfshadow.status import Status
 
@@ -23,6 +24,9 @@ _SHARE = 0.06
 _KINK_RESOLUTION = 0.3
 _KINK_LONGEST = 10.0
 _BLOW_UP = 1e8
+# attributes that are numbers or strings, saved as they are
+_PLAIN = ["detail", "_step_size", "_curvature", "_origin", "_first_norm", "_scale"]
+_PLAIN += ["_evals", "_steps_of_run"]
 
 
 class _Pace(NamedTuple):
@@ -88,11 +92,7 @@ class ShadowFlow:
         step_size: float,
         resolution: float | None,
     ) -> None:
-        self.config, self.resolution = config, resolution
-        self.status = Status.OK
-        self.detail = ""
-        self._field = FlowField(flow, objective, "flow")
-        self._errors = FlowField(flow, objective, "error")
+        self._bind(objective, flow, config, resolution)
         start = theta.to(config.dtype)
         node = Node(time, start, self._field.remember(*_ordered(known, start)))
         self._losses = (self._loss_at(time),) * 2
@@ -104,6 +104,72 @@ class ShadowFlow:
         self._stepper: Stepper = config.start(self._field, node, 0.1 * self._step_size)
         self._bar = ErrorBar(self._errors, node)
         self._evals, self._steps_of_run = 0, 0
+
+    @classmethod
+    def resumed(
+        cls,
+        objective: Objective,
+        flow: Flow,
+        config: SolverConfig,
+        saved: Mapping[str, Any],
+        *,
+        resolution: float | None,
+    ) -> ShadowFlow:
+        """Return the shadow that ``saved`` describes; costs no evaluation.
+
+        Args:
+            objective: f, evaluated purely; as it was when the state was saved.
+            flow: The field, configured as it was.
+            config: Solver configuration, with the solver that was in use.
+            saved: What :meth:`state_dict` returned.
+            resolution: As in the constructor.
+
+        Raises:
+            ValueError: If the state was saved by another solver.
+        """
+        self = cls.__new__(cls)
+        self._bind(objective, flow, config, resolution)
+        self.load_state_dict(saved)
+        return self
+
+    def _bind(
+        self, objective: Objective, flow: Flow, config: SolverConfig, resolution: float | None
+    ) -> None:
+        self.config, self.resolution = config, resolution
+        self.status = Status.OK
+        self.detail = ""
+        self._field = FlowField(flow, objective, "flow")
+        self._errors = FlowField(flow, objective, "error")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the shadow's future depends on: tensors, numbers, strings and lists.
+
+        Tensors are shared with the live shadow, which never changes them in place.
+        """
+        return save_plain(self, _PLAIN) | {
+            "status": self.status.value,
+            "losses": [list(at) for at in self._losses],
+            "last_loss": [self._field.loss, self._field.loss_rate],
+            "stepper": self._stepper.state_dict(),
+            "bar": self._bar.state_dict(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state, bit for bit as the shadow that was saved would have.
+
+        Raises:
+            ValueError: If the state was saved by another solver; then nothing is changed.
+        """
+        device = self._field.objective.layout.device
+        like = torch.empty(0, dtype=self.config.dtype, device=device)
+        self._stepper = self.config.resume(self._field, saved["stepper"], like)
+        self._bar = ErrorBar(self._errors, self._stepper.right)
+        self._bar.load_state_dict(saved["bar"])
+        load_plain(self, _PLAIN, saved)
+        self.status = Status(saved["status"])
+        before, now = (tuple(map(float, at)) for at in saved["losses"])
+        self._losses = (before, now)  # type: ignore[assignment]
+        self._field.loss, self._field.loss_rate = saved["last_loss"]
 
     @property
     def solver(self) -> str:

@@ -14,12 +14,23 @@ difference removes the smooth trend), and h = (12·tol²/v)^{1/3} is the step.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper, hermite
+from torch_gfshadow.solvers.base import (
+    Field,
+    Node,
+    SolverConfig,
+    Stepper,
+    check_saved,
+    hermite,
+    load_plain,
+    save_plain,
+)
 
 WINDOW = 4
 # variance of the second difference of three adjacent WINDOW-means of a unit random walk
@@ -27,6 +38,8 @@ _SECOND_DIFFERENCE = 4.25
 # measured on ReLU networks: sliding along kinks adds this factor to what independent jumps do
 _SLIDING = 1.5
 _GROW, _SHRINK = 1.5, 0.5
+# attributes that are numbers, saved as they are
+_PLAIN = ("ungraded", "next_step", "jump_rate", "_last_step", "_count", "_span", "_cubes")
 
 
 class AdamsStepper:
@@ -86,6 +99,32 @@ class AdamsStepper:
     def interpolate(self, time: float) -> Tensor:
         """Return the cubic Hermite interpolant of the last step."""
         return hermite(self.left, self.right, time)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nodes, step size and the running windows as tensors and numbers."""
+        return save_plain(self, _PLAIN) | {
+            "solver": self.name,
+            "left": self.left.state_dict(),
+            "right": self.right.state_dict(),
+            "local_error": self.local_error,
+            "previous": self._previous,
+            "sum": self._sum.clone(),
+            "means": list(self._means),
+            "signs": self._signs.get_state(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        check_saved(self.name, saved)
+        like = self.right.state
+        load_plain(self, _PLAIN, saved)
+        self.left, self.right = (Node.from_state(saved[side], like) for side in ("left", "right"))
+        error, previous = saved["local_error"], saved["previous"]
+        self.local_error = None if error is None else error.to(like)
+        self._previous = None if previous is None else previous.to(like)
+        self._sum = saved["sum"].to(like, copy=True)
+        self._means = [m.to(like) for m in saved["means"]]
+        self._signs.set_state(saved["signs"].cpu())
 
     def _observe(self, slope: Tensor, h: float) -> None:
         """Add one evaluation to the running window; close the window when it is full."""

@@ -9,12 +9,14 @@ changes where it stands, without losing the solution or its error bar.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from torch_gfshadow.solvers.adams import AdamsStepper
-from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper
+from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper, check_saved
 from torch_gfshadow.solvers.embedded import Bosh3
 from torch_gfshadow.solvers.roughness import is_rough
 
@@ -89,6 +91,26 @@ class AutoStepper:
     def interpolate(self, time: float) -> Tensor:
         """Return the solution inside the last step."""
         return self._inner.interpolate(time)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the solver in use, and what the choice depends on."""
+        return {
+            "solver": "auto",
+            "right": self.right.state_dict(),
+            "inner": self._inner.state_dict(),
+            "rough": self.rough,
+            "outcomes": list(self._outcomes),
+            "patience": self._patience,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state, with the solver that was in use."""
+        check_saved("auto", saved)
+        if saved["rough"] and not self.rough:
+            self._inner = AdamsStepper(self._field, self.right, 1.0)
+        self._inner.load_state_dict(saved["inner"])
+        self._outcomes = deque(saved["outcomes"], maxlen=_WINDOW)
+        self._patience = saved["patience"]
 
     @property
     def _rejections(self) -> int:

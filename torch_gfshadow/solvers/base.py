@@ -7,8 +7,9 @@ wrong. Times are floats; states are flat vectors of shape ``[d]``.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,6 +30,18 @@ class Node:
     time: float
     state: Tensor
     field: Tensor
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the node as tensors and numbers."""
+        return {"time": self.time, "state": self.state, "field": self.field}
+
+    @classmethod
+    def from_state(cls, saved: Mapping[str, Any], like: Tensor | None = None) -> Node:
+        """Return the node that was saved, on the device and in the dtype of ``like``."""
+        state, field = saved["state"], saved["field"]
+        if like is not None:
+            state, field = state.to(like), field.to(like)
+        return cls(float(saved["time"]), state, field)
 
 
 @runtime_checkable
@@ -99,6 +112,18 @@ class Stepper(Protocol):
         """Return the solution at ``time`` in ``[left.time, right.time]``."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next steps depend on, as tensors, numbers, strings and lists.
+
+        Tensors are not copied unless the stepper changes them in place; write the state to disk
+        with ``torch.save`` and read it with ``torch.load(..., weights_only=True)``.
+        """
+        ...
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state, bit for bit as the stepper that was saved would have."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class SolverConfig:
@@ -137,6 +162,18 @@ class SolverConfig:
         """Return a live stepper at ``node`` whose first attempt has size ``first_step``."""
         raise NotImplementedError
 
+    def resume(self, field: Field, saved: Mapping[str, Any], like: Tensor | None = None) -> Stepper:
+        """Return a live stepper that goes on from ``saved``; costs no evaluation.
+
+        Args:
+            field: Right-hand side F, the same as when the state was saved.
+            saved: What ``state_dict()`` of a stepper of this solver returned.
+            like: Where given, a tensor whose device and dtype the state is moved to.
+        """
+        stepper = self.start(field, Node.from_state(saved["right"], like), 1.0)
+        stepper.load_state_dict(saved)
+        return stepper
+
     def tolerance(self, node: Node) -> float | None:
         """Return the tolerance that ``rtol`` and ``atol`` ask for at ``node``, if they are set."""
         if self.rtol is None and self.atol is None:
@@ -156,3 +193,27 @@ def hermite(left: Node, right: Node, time: float) -> Tensor:
     out.add_(right.state, alpha=s * s * (3 - 2 * s))
     out.add_(right.field, alpha=h * s * s * (s - 1))
     return out
+
+
+def check_saved(name: str, saved: Mapping[str, Any]) -> None:
+    """Refuse a state that another solver saved.
+
+    Raises:
+        ValueError: If ``saved`` is not of the solver ``name``.
+    """
+    if saved.get("solver") != name:
+        raise ValueError(
+            f"state must be one saved by solver {name!r}, got one of {saved.get('solver')!r}. "
+            "Resume with the solver the run was saved with."
+        )
+
+
+def save_plain(source: object, names: Iterable[str]) -> dict[str, Any]:
+    """Return the attributes ``names`` of ``source``, keyed without a leading underscore."""
+    return {name.lstrip("_"): getattr(source, name) for name in names}
+
+
+def load_plain(target: object, names: Iterable[str], saved: Mapping[str, Any]) -> None:
+    """Set the attributes that :func:`save_plain` saved."""
+    for name in names:
+        setattr(target, name, saved[name.lstrip("_")])

@@ -7,6 +7,7 @@ need the error vector of every step and a tolerance that follows the discrepancy
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ from torchdiffeq._impl.bosh3 import Bosh3Solver
 from torchdiffeq._impl.dopri5 import Dopri5Solver
 from torchdiffeq._impl.dopri8 import Dopri8Solver
 from torchdiffeq._impl.interp import _interp_evaluate
-from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
+from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver, _RungeKuttaState
 
-from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper, hermite
+from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper, check_saved, hermite
 from torch_gfshadow.solvers.quadrature import NodeQuadrature
 
 _REJECT = 1e10
@@ -81,9 +82,7 @@ class EmbeddedStepper:
             norm=self._norm,
             ifactor=5.0,
         )
-        # times in float64 on the CPU: they steer the loop and never meet the state's device
-        start = torch.tensor(node.time, dtype=torch.float64, device=node.state.device)
-        self._solver._before_integrate(start.unsqueeze(0))
+        self._solver._before_integrate(self._clock(node.time).unsqueeze(0))
 
     @property
     def next_step(self) -> float:
@@ -103,9 +102,7 @@ class EmbeddedStepper:
         report an embedded estimate that means nothing.
         """
         self._solver.max_step.fill_(longest)
-        self._solver.atol = torch.as_tensor(
-            tolerance, dtype=torch.float64, device=self.right.state.device
-        )
+        self._solver.atol = self._clock(tolerance)
         before = self.right.time
         state = self._solver.rk_state = self._solver._adaptive_step(self._solver.rk_state)
         accepted = float(state.t1) > before
@@ -130,14 +127,49 @@ class EmbeddedStepper:
         torchdiffeq's quartic passes through a midpoint that is only second order for bosh3; the
         cubic through both nodes and slopes is better there, and the quartic elsewhere.
         """
-        state = self._solver.rk_state
         if time >= self.right.time:
             return self.right.state
         if self.order < 4:
             return hermite(self.left, self.right, time)
-        at = torch.tensor(time, dtype=torch.float64, device=self.right.state.device)
-        out: Tensor = _interp_evaluate(state.interp_coeff, state.t0, state.t1, at)
+        span = self._clock(self.left.time), self._clock(self.right.time)
+        polynomial = self._solver.rk_state.interp_coeff
+        out: Tensor = _interp_evaluate(polynomial, *span, self._clock(time))
         return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nodes, step size, interpolant and grading as tensors and numbers."""
+        return {
+            "solver": self.name,
+            "left": self.left.state_dict(),
+            "right": self.right.state_dict(),
+            "next_step": self.next_step,
+            "interpolant": list(self._solver.rk_state.interp_coeff) if self.order >= 4 else [],
+            "local_error": self.local_error,
+            "ungraded": self.ungraded,
+            "quadrature": self._quadrature.state_dict(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        check_saved(self.name, saved)
+        like = self.right.state
+        self.left, self.right = (Node.from_state(saved[side], like) for side in ("left", "right"))
+        error = saved["local_error"]
+        self.local_error = None if error is None else error.to(like)
+        self.ungraded = saved["ungraded"]
+        self._quadrature.load_state_dict(saved["quadrature"], like)
+        self._solver.rk_state = _RungeKuttaState(
+            self.right.state,
+            self.right.field,
+            self._clock(self.left.time),
+            self._clock(self.right.time),
+            self._clock(saved["next_step"]),
+            [c.to(like) for c in saved["interpolant"]],
+        )
+
+    def _clock(self, value: float) -> Tensor:
+        """Times and step sizes are float64 scalars on the state's device."""
+        return torch.tensor(value, dtype=torch.float64, device=self.right.state.device)
 
 
 @dataclass(frozen=True, kw_only=True)

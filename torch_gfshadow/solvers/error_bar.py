@@ -13,11 +13,13 @@ Source: solving for the correction, Dormand, Duckers & Prince, IMA J. Numer. Ana
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_gfshadow.solvers.base import Field, Node
+from torch_gfshadow.solvers.base import Field, Node, load_plain, save_plain
 from torch_gfshadow.solvers.rkc import STRONG, rkc_step, stages_for
 
 BLOCK = 16
@@ -27,6 +29,9 @@ SAFETY = 2.4
 _MAX_STAGES = 24
 _UNSTABLE = 2.0
 _ACROSS_KINKS = 10.0
+# attributes that are numbers, saved as they are
+_PLAIN = ["two_sided", "_start", "_now", "_h_lambda", "_steps", "_norm", "_recent", "_ungraded"]
+_PLAIN += ["_growth", "_linear", "_scale"]
 
 
 class ErrorBar:
@@ -96,6 +101,16 @@ class ErrorBar:
     def add_norm(self, size: float) -> None:
         """Add an error of which only the norm is known (a change of solver, rounding)."""
         self._linear += size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return ε and what was not carried yet, as tensors and numbers."""
+        return save_plain(self, _PLAIN) | {"error": self._error, "pending": self._pending.clone()}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        load_plain(self, _PLAIN, saved)
+        self._error = saved["error"].to(self._error)
+        self._pending = saved["pending"].to(self._pending, copy=True)
 
     def _carry(self, node: Node) -> None:
         """Take ε over the block, the pending local errors spread evenly across it."""

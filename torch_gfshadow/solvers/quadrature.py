@@ -8,6 +8,9 @@ second-order method instead, and 30 times too large on the paper's linear networ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -78,3 +81,18 @@ class NodeQuadrature:
             growth = (nodes[-1].time - nodes[-2].time) / (nodes[-2].time - nodes[-3].time)
         share = min(1.0, self._ratio * max(growth, 1.0))
         return share * float(torch.linalg.vector_norm(embedded))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the nodes and what was estimated of the newest step."""
+        return {
+            "nodes": [n.state_dict() for n in self._nodes],
+            "embedded": self._embedded,
+            "ratio": self._ratio,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any], like: Tensor) -> None:
+        """Go on from a saved state, on the device and in the dtype of ``like``."""
+        self._nodes = [Node.from_state(n, like) for n in saved["nodes"]]
+        embedded = saved["embedded"]
+        self._embedded = None if embedded is None else embedded.to(like)
+        self._ratio = saved["ratio"]
