@@ -21,11 +21,11 @@ from torch_gfshadow import probes as probes
 from torch_gfshadow import solvers as solvers
 from torch_gfshadow.attach import attach as attach
 from torch_gfshadow.attach import get as get
-from torch_gfshadow.attach import shadowed as shadowed
 from torch_gfshadow.attach import wrap as wrap
 from torch_gfshadow.handle import Shadow as Shadow
 from torch_gfshadow.hookspecs import hookimpl as hookimpl
 from torch_gfshadow.record import Record as Record
+from torch_gfshadow.shadowed import shadowed as shadowed
 from torch_gfshadow.status import Status as Status
 
 __version__ = "0.1.0"

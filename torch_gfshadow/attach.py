@@ -1,9 +1,9 @@
-"""The three doors to torch.optim: attach, wrap, shadowed; and get. One mechanism: step hooks."""
+"""The doors to torch.optim: attach and wrap; and get. One mechanism: step hooks. Next: tracker."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,20 +17,27 @@ from torch_gfshadow.handle import Shadow
 from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.loggers import make_header
 from torch_gfshadow.objective import Objective
+from torch_gfshadow.parts import Parts
 from torch_gfshadow.plugins import Plugins
+from torch_gfshadow.request import (
+    check_clock,
+    check_kinds,
+    check_mode,
+    choose_flow,
+    expanded,
+    innermost,
+    named,
+)
 from torch_gfshadow.session import Session, Settings
 from torch_gfshadow.solvers import SolverConfig
-from torch_gfshadow.tracker import Parts, Tracker
+from torch_gfshadow.tracker import Tracker
 from torch_gfshadow.watched import Watched, layout_of
 
 ObjectiveFunction = Callable[[nn.Module, Any], Tensor]
 _Opt = TypeVar("_Opt", bound=torch.optim.Optimizer)
 
 _SHADOWS: weakref.WeakKeyDictionary[torch.optim.Optimizer, Shadow] = weakref.WeakKeyDictionary()
-_WRAPPED = ("optimizer", "optim", "_optimizer")
-# A closure-driven line search calls the objective many times per step: there is no step size.
 _NO_FLOAT64 = ("mps",)
-_NO_STEP_SIZE = (torch.optim.LBFGS,)
 
 
 def attach(
@@ -108,8 +115,8 @@ def attach(
         seed=seed,
         on_error=on_error,
     )
-    inner = _innermost(optimizer)
-    _check_kinds(model, probes=probes, bounds=bounds, loggers=loggers)
+    inner = innermost(optimizer)
+    check_kinds(model, probes=probes, bounds=bounds, loggers=loggers)
     registry = Plugins(plugins, disable_plugins, on_error=on_error)
     config = dict(
         mode=mode,
@@ -117,12 +124,12 @@ def attach(
         probe_every=probe_every,
         resync_every=resync_every,
         resolution=resolution,
-        flow=_named(flow),
-        solver=_named(solver),
+        flow=named(flow),
+        solver=named(solver),
         hvp=hvp,
-        probes=[_named(p) for p in probes],
-        bounds=[_named(b) for b in bounds],
-        loggers=[_named(item) for item in loggers],
+        probes=[named(p) for p in probes],
+        bounds=[named(b) for b in bounds],
+        loggers=[named(item) for item in loggers],
         audit=audit,
         seed=seed,
         on_error=on_error,
@@ -132,7 +139,7 @@ def attach(
         objective = registry.first(
             "gfshadow_objective_for", optimizer=inner, model=model, config=config
         )
-    _check_mode(mode, model, objective, data)
+    check_mode(mode, model, objective, data)
     solver_config = registry.build("solvers", solver)
     if not isinstance(solver_config, SolverConfig):
         fix = f"Registered: {', '.join(registry.names('solvers'))}."
@@ -142,11 +149,11 @@ def attach(
     if layout.device.type in _NO_FLOAT64 and solver_config.dtype == torch.float64:
         solver_config = replace(solver_config, dtype=torch.float32)
     follows = mode != "passive" and objective is not None
-    chosen, why = _flow(registry, inner, flow, config) if follows else (None, "")
+    chosen, why = choose_flow(registry, inner, flow, config) if follows else (None, "")
     watched = Watched(inner, layout)
     if chosen is not None:
         chosen.configure(inner.param_groups, layout)
-        _check_clock(chosen, inner)
+        check_clock(chosen, inner)
     target = None
     if follows and model is not None and objective is not None:
         with torch.inference_mode(False), torch.no_grad(), ledger.timing():
@@ -161,7 +168,7 @@ def attach(
         flow=chosen,
         solver=solver_config,
         probes=[registry.build("probes", p) for p in probes] if target is not None else [],
-        bounds=[registry.build("bounds", b) for b in _expanded(bounds, settings)],
+        bounds=[registry.build("bounds", b) for b in expanded(bounds, settings)],
         loggers=[registry.build("loggers", item) for item in loggers],
         why_passive=why,
     )
@@ -193,142 +200,10 @@ def get(optimizer: torch.optim.Optimizer) -> Shadow:
     Raises:
         KeyError: If it has none; copies and unpickled optimizers are plain.
     """
-    shadow = _SHADOWS.get(_innermost(optimizer))
+    shadow = _SHADOWS.get(innermost(optimizer))
     if shadow is None:
         raise KeyError(
             "optimizer must be one a shadow was attached to, got one without. Call "
             "attach() or wrap() first; copies and unpickled optimizers start plain."
         )
     return shadow
-
-
-def shadowed(cls: type[_Opt]) -> type[_Opt]:
-    """Return a subclass of a concrete optimizer class that attaches to itself.
-
-    For configurations that name a class: ``shadowed(SGD)(params, lr=…, shadow=dict(model=…,
-    objective=…, data=…))``. Without ``shadow`` it is a plain optimizer. Copies and pickles are
-    plain ``cls`` objects.
-
-    Args:
-        cls: A subclass of ``torch.optim.Optimizer``.
-
-    Raises:
-        TypeError: If ``cls`` is no optimizer class.
-    """
-    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        fix = "Use shadowed(torch.optim.SGD)."
-        raise TypeError(must("cls", "an optimizer class", repr(cls), fix))
-
-    def __init__(  # noqa: N807
-        self: Any, *args: Any, shadow: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        cls.__init__(self, *args, **kwargs)
-        if shadow is not None:
-            attach(self, **shadow)
-
-    def __reduce__(self: Any) -> Any:  # noqa: N807
-        return _plain_copy, (cls, self.__getstate__())
-
-    namespace = {"__init__": __init__, "__reduce__": __reduce__, "__doc__": cls.__doc__}
-    made: Any = type(f"Shadowed{cls.__name__}", (cls,), namespace)
-    made.__module__ = cls.__module__
-    return made  # type: ignore[no-any-return]
-
-
-def _plain_copy(cls: type[torch.optim.Optimizer], state: dict[str, Any]) -> Any:
-    optimizer = cls.__new__(cls)
-    optimizer.__setstate__(state)
-    return optimizer
-
-
-def _innermost(optimizer: Any) -> torch.optim.Optimizer:
-    """Look through wrappers that are not really optimizers (Accelerate, PostLocalSGD)."""
-    current = optimizer
-    for _ in range(8):
-        if isinstance(current, torch.optim.Optimizer) and hasattr(
-            current, "_optimizer_step_pre_hooks"
-        ):
-            if isinstance(current, _NO_STEP_SIZE):
-                break
-            return current
-        inner = next((getattr(current, n) for n in _WRAPPED if hasattr(current, n)), None)
-        if inner is None or inner is current:
-            break
-        current = inner
-    name = f"{type(current).__module__}.{type(current).__name__}"
-    if isinstance(current, _NO_STEP_SIZE):
-        fix = "Its line search has no step size, so no flow time. Use a first-order optimizer."
-        raise TypeError(must("optimizer", "one that takes steps of a known size", name, fix))
-    raise TypeError(
-        must(
-            "optimizer",
-            "a torch.optim.Optimizer with step hooks",
-            f"a {name}",
-            "Attach to the torch optimizer inside it.",
-        )
-    )
-
-
-def _check_kinds(model: Any, **lists: Any) -> None:
-    if model is not None and not isinstance(model, nn.Module):
-        got = f"a {type(model).__name__}"
-        raise TypeError(must("model", "a torch.nn.Module", got, "Pass the model trained."))
-    for name, value in lists.items():
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise TypeError(must(name, "a list", repr(value), f"Write {name}=[...]."))
-
-
-def _check_mode(mode: str, model: Any, objective: Any, data: Any) -> None:
-    given = {"model": model, "objective": objective, "data": data}
-    missing = [name for name, value in given.items() if value is None]
-    if mode == "reference" and missing:
-        fix = "Pass attach(optimizer, model, objective, data=(X, y))."
-        raise ValueError(must(missing[0], "given in mode 'reference'", "None", fix))
-    if mode == "auto" and objective is not None and missing:
-        fix = (
-            "The flow needs a model and data to evaluate the objective on: "
-            "attach(optimizer, model, objective, data=(X, y))."
-        )
-        raise ValueError(must(missing[0], "given together with objective", "None", fix))
-    if mode == "auto" and data is not None and objective is None:
-        fix = "Write objective(model, batch) so that it returns the mean loss of the batch."
-        raise ValueError(must("objective", "given together with data", "None", fix))
-
-
-def _flow(
-    registry: Plugins, optimizer: Any, flow: Any, config: Mapping[str, Any]
-) -> tuple[Flow | None, str]:
-    """Return the flow to follow, or ``None`` and the reason."""
-    if not isinstance(flow, str):
-        chosen = registry.build("flows", flow)
-        if not isinstance(chosen, Flow):
-            fix = f"Registered: {', '.join(registry.names('flows'))}."
-            raise TypeError(must("flow", "a name or a Flow", repr(flow), fix))
-        return chosen, ""
-    if flow == "auto":
-        name = registry.first("gfshadow_flow_for", optimizer=optimizer, config=config)
-        if name is None:
-            kind = type(optimizer).__name__
-            if any(g.get("momentum") for g in optimizer.param_groups):
-                kind += " with momentum"
-            return None, f"No continuous limit is registered for {kind}"
-        flow = name
-    return registry.build("flows", flow), ""
-
-
-def _check_clock(flow: Flow, optimizer: torch.optim.Optimizer) -> None:
-    try:
-        flow.step_size(optimizer.param_groups)
-    except Exception as error:
-        raise ValueError(str(error)) from error
-
-
-def _expanded(bounds: Sequence[object], settings: Settings) -> list[object]:
-    """Replace ``"default"`` by the bounds whose ingredients every record of the run will have."""
-    dense = settings.every == 1 and settings.probe_every == 1
-    default: list[object] = ["theorem2"] if dense else []
-    return [b for item in bounds for b in (default if item == "default" else [item])]
-
-
-def _named(item: Any) -> str:
-    return item if isinstance(item, str) else repr(item)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from torch_gfshadow.attach import shadowed
+from torch_gfshadow.shadowed import shadowed
 
 __all__ = sorted(
     name

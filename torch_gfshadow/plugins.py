@@ -6,7 +6,6 @@ same hooks. Sessions share nothing but what discovery.py found installed.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import sys
@@ -18,39 +17,16 @@ import pluggy
 
 from torch_gfshadow import hookspecs
 from torch_gfshadow.discovery import Owner, discover
-from torch_gfshadow.errors import PluginError, must, unknown_name
+from torch_gfshadow.errors import PluginError, unknown_name
+from torch_gfshadow.families import BUILTINS, KINDS, PREFIX, Family, build, collect, fault, row
 from torch_gfshadow.hookspecs import PROJECT
-from torch_gfshadow.specs import (
-    BoundSpec,
-    FlowSpec,
-    InitSpec,
-    LoggerSpec,
-    ProbeSpec,
-    SolverSpec,
-    Spec,
-)
+from torch_gfshadow.plugin_checks import check_arguments, check_plugin, owner_of
+from torch_gfshadow.specs import Spec
 
-PREFIX = "gfshadow_"
-BUILTINS = tuple(
-    f"torch_gfshadow.{family}"
-    for family in ("loggers", "probes", "flows", "solvers", "bounds", "inits")
-)
-KINDS: Mapping[str, type[Spec]] = {
-    "loggers": LoggerSpec,
-    "probes": ProbeSpec,
-    "flows": FlowSpec,
-    "solvers": SolverSpec,
-    "bounds": BoundSpec,
-    "inits": InitSpec,
-}
+__all__ = ["BUILTINS", "KINDS", "Plugins"]
+
 TRACE = "TORCH_GFSHADOW_TRACE_PLUGINS"
 
-# What an instance must have to stand in for a name; the other families are checked where used.
-_MEMBERS = {
-    "loggers": ("start", "write", "finish"),
-    "probes": ("name", "measure"),
-    "bounds": ("name", "requires", "update"),
-}
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +57,7 @@ class Plugins:
         *,
         on_error: str = "disable",
     ) -> None:
-        _check_arguments(plugins, disable, on_error)
+        check_arguments(plugins, disable, on_error)
         self.on_error = on_error
         self.errors: list[PluginError] = []
         self._muted: set[Owner] = set()
@@ -101,8 +77,8 @@ class Plugins:
                 self._register(item.plugin, item.owner)
         for plugin in plugins:
             if not self._is_registered(plugin):  # also installed, and passed as an object
-                self._register(plugin, _owner_of(plugin))
-        self._registry = {kind: self._collect(kind) for kind in KINDS}
+                self._register(plugin, owner_of(plugin))
+        self._registry = {kind: collect(kind, self._callers_of(PREFIX + kind)) for kind in KINDS}
 
     def names(self, kind: str) -> list[str]:
         """Return the registered names of a family, built-ins first."""
@@ -127,25 +103,7 @@ class Plugins:
             TypeError: If an instance lacks what its family promises.
             ValueError: If the name is unknown, or needs an argument or takes none.
         """
-        if not isinstance(item, str):
-            fault = "is a class" if isinstance(item, type) else _missing(kind, item)
-            if fault:
-                fix = f"Registered: {', '.join(self.names(kind))}."
-                got = f"{item!r}, which {fault}"
-                raise TypeError(must(kind, "registered names or instances", got, fix))
-            return item
-        name, has_argument, argument = item.partition(":")
-        if name not in self._family(kind):
-            raise ValueError(unknown_name(kind, name, self.names(kind)))
-        spec, owner = self._family(kind)[name]
-        arguments = (argument,) if has_argument else ()
-        if not _accepts(spec.factory, arguments):
-            example = repr(name) if has_argument else repr(f"{name}:<argument>")
-            raise ValueError(must(kind, example, repr(item), f"{name}: {spec.summary}."))
-        member = spec.factory(*arguments)
-        if fault := _missing(kind, member):
-            raise PluginError(f"Plugin {owner} built {member!r} for {name!r}, which {fault}.")
-        return member
+        return build(kind, self._family(kind), item)
 
     def first(self, hook: str, **kwargs: Any) -> Any:
         """Ask a ``firstresult`` hook; return the first answer that is not ``None``.
@@ -159,7 +117,7 @@ class Plugins:
             try:
                 answer = call(**kwargs)
             except Exception as error:
-                raise PluginError(_fault(owner, hook, error)) from error
+                raise PluginError(fault(owner, hook, error)) from error
             if answer is not None:
                 return answer
         return None
@@ -188,7 +146,7 @@ class Plugins:
         A plugin that registers nothing but listens has one row of kind ``hooks``.
         """
         rows = [
-            _row(spec.name, kind, spec.summary, owner, spec.source)
+            row(spec.name, kind, spec.summary, owner, spec.source)
             for kind in KINDS
             for spec, owner in self._family(kind).values()
         ]
@@ -196,10 +154,10 @@ class Plugins:
         for key, owner in self._owners.items():
             if owner not in seen:
                 hooks = ", ".join(sorted(self._hooks_of(self._manager.get_plugin(key))))
-                rows.append(_row(owner.name, "hooks", hooks, owner, ""))
+                rows.append(row(owner.name, "hooks", hooks, owner, ""))
         return rows
 
-    def _family(self, kind: str) -> dict[str, tuple[Spec, Owner]]:
+    def _family(self, kind: str) -> Family:
         if kind not in self._registry:
             raise ValueError(unknown_name("kind", kind, KINDS))
         return self._registry[kind]
@@ -208,7 +166,7 @@ class Plugins:
         return any(plugin is known for known in self._manager.get_plugins())
 
     def _register(self, plugin: object, owner: Owner) -> None:
-        _check_plugin(self._manager, plugin, owner)
+        check_plugin(self._manager, plugin, owner)
         key = unique = f"{owner.distribution}:{owner.name}"
         while unique in self._owners:  # two instances of one class
             unique += "'"
@@ -241,109 +199,12 @@ class Plugins:
             ]
         return self._callers[hook]
 
-    def _collect(self, kind: str) -> dict[str, tuple[Spec, Owner]]:
-        family: dict[str, tuple[Spec, Owner]] = {}
-        hook = PREFIX + kind
-        for owner, call in reversed(self._callers_of(hook)):  # pluggy begins with the newest
-            try:
-                specs = [spec for answer in call() for spec in answer]
-            except Exception as error:
-                raise PluginError(_fault(owner, hook, error)) from error
-            for spec in specs:
-                if not isinstance(spec, KINDS[kind]):
-                    wanted = f"a list of {KINDS[kind].__name__}"
-                    fix = "Build them with torch_gfshadow.specs."
-                    raise PluginError(must(f"{hook} of {owner}", wanted, repr(spec), fix))
-                if spec.name in family:
-                    other = family[spec.name][1]
-                    raise PluginError(
-                        f"{kind} must have one owner per name, got {spec.name!r} from {other} "
-                        f"and from {owner}. Rename one, or disable one of the plugins."
-                    )
-                family[spec.name] = spec, owner
-        return family
-
     def _mute(self, owner: Owner, hook: str, error: Exception) -> None:
         self._muted.add(owner)
-        fault = _fault(owner, hook, error)
-        _log.warning("%s It is muted for this run.", fault, exc_info=error)
+        what = fault(owner, hook, error)
+        _log.warning("%s It is muted for this run.", what, exc_info=error)
         # Without the traceback, whose frames would keep the session and its tensors alive.
-        self.errors.append(PluginError(fault))
-
-
-def _check_arguments(plugins: object, disable: object, on_error: str) -> None:
-    for argument, value in (("plugins", plugins), ("disable_plugins", disable)):
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise TypeError(must(argument, "a list", repr(value), f"Write {argument}=[...]."))
-    if on_error not in ("disable", "raise"):
-        fix = "With 'disable' training goes on; 'raise' is for tests."
-        raise ValueError(must("on_error", "'disable' or 'raise'", repr(on_error), fix))
-
-
-def _check_plugin(manager: pluggy.PluginManager, plugin: object, owner: Owner) -> None:
-    """Refuse what pluggy would silently ignore."""
-    if isinstance(plugin, type):
-        fix = f"Pass {plugin.__name__}()."
-        raise PluginError(must(f"Plugin {owner}", "a module or an instance", repr(plugin), fix))
-    try:
-        hash(plugin)
-    except TypeError as error:
-        fix = "Give its class a __hash__, for example @dataclass(eq=False)."
-        raise PluginError(must(f"Plugin {owner}", "hashable", repr(plugin), fix)) from error
-    known = [name for name in dir(hookspecs) if name.startswith(PREFIX)]
-    n_hooks = 0
-    for name in dir(plugin):
-        options = manager.parse_hookimpl_opts(plugin, name)
-        if options is None:
-            if name.startswith(PREFIX) and inspect.isroutine(getattr(plugin, name)):
-                fix = "Decorate it with torch_gfshadow.hookimpl, or rename it."
-                raise PluginError(must(f"{name} of plugin {owner}", "a @hookimpl", "none", fix))
-            continue
-        n_hooks += 1
-        hook = options.get("specname") or name
-        if hook not in known and not options.get("optionalhook"):
-            raise PluginError(unknown_name(f"Hook of plugin {owner}", hook, known))
-    if not n_hooks:
-        fix = "Decorate its functions with torch_gfshadow.hookimpl."
-        raise PluginError(must(f"Plugin {owner}", "an object with hooks", repr(plugin), fix))
-
-
-def _owner_of(plugin: object) -> Owner:
-    name = getattr(plugin, "__name__", None) or type(plugin).__name__
-    return Owner(str(name), version=str(getattr(plugin, "__version__", "")))
-
-
-def _row(name: str, kind: str, summary: str, owner: Owner, source: str) -> dict[str, str]:
-    plugin = "built-in" if owner.name in BUILTINS else owner.distribution or owner.name
-    return {
-        "name": name,
-        "kind": kind,
-        "summary": summary,
-        "plugin": plugin,
-        "version": owner.version,
-        "source": source,
-    }
-
-
-def _missing(kind: str, member: object) -> str:
-    if member is None:
-        return "is None"
-    missing = [name for name in _MEMBERS.get(kind, ()) if not hasattr(member, name)]
-    return f"lacks {', '.join(missing)}" if missing else ""
-
-
-def _accepts(factory: Callable[..., Any], arguments: tuple[str, ...]) -> bool:
-    try:
-        inspect.signature(factory).bind(*arguments)
-    except TypeError:
-        return False
-    except ValueError:  # a built-in without a signature: let the call decide
-        return True
-    return True
-
-
-def _fault(owner: Owner, hook: str, error: Exception) -> str:
-    return f"Plugin {owner} raised in {hook}: {type(error).__name__}: {error}."
+        self.errors.append(PluginError(what))
 
 
 def _trace(hook: str, implementations: Sequence[Any], kwargs: Mapping[str, object]) -> None:

@@ -1,0 +1,115 @@
+"""What attach() was asked for: every argument checked, names turned into what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_gfshadow.errors import must
+from torch_gfshadow.flows import Flow
+from torch_gfshadow.plugins import Plugins
+from torch_gfshadow.session import Settings
+
+_WRAPPED = ("optimizer", "optim", "_optimizer")
+# A closure-driven line search calls the objective many times per step: there is no step size.
+_NO_STEP_SIZE = (torch.optim.LBFGS,)
+
+
+def innermost(optimizer: Any) -> torch.optim.Optimizer:
+    """Look through wrappers that are not really optimizers (Accelerate, PostLocalSGD)."""
+    current = optimizer
+    for _ in range(8):
+        if isinstance(current, torch.optim.Optimizer) and hasattr(
+            current, "_optimizer_step_pre_hooks"
+        ):
+            if isinstance(current, _NO_STEP_SIZE):
+                break
+            return current
+        inner = next((getattr(current, n) for n in _WRAPPED if hasattr(current, n)), None)
+        if inner is None or inner is current:
+            break
+        current = inner
+    name = f"{type(current).__module__}.{type(current).__name__}"
+    if isinstance(current, _NO_STEP_SIZE):
+        fix = "Its line search has no step size, so no flow time. Use a first-order optimizer."
+        raise TypeError(must("optimizer", "one that takes steps of a known size", name, fix))
+    raise TypeError(
+        must(
+            "optimizer",
+            "a torch.optim.Optimizer with step hooks",
+            f"a {name}",
+            "Attach to the torch optimizer inside it.",
+        )
+    )
+
+
+def check_kinds(model: Any, **lists: Any) -> None:
+    """Refuse a model that is no module, and a name where a list of names belongs."""
+    if model is not None and not isinstance(model, nn.Module):
+        got = f"a {type(model).__name__}"
+        raise TypeError(must("model", "a torch.nn.Module", got, "Pass the model trained."))
+    for name, value in lists.items():
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise TypeError(must(name, "a list", repr(value), f"Write {name}=[...]."))
+
+
+def check_mode(mode: str, model: Any, objective: Any, data: Any) -> None:
+    """Refuse a mode that lacks one of its parts."""
+    given = {"model": model, "objective": objective, "data": data}
+    missing = [name for name, value in given.items() if value is None]
+    if mode == "reference" and missing:
+        fix = "Pass attach(optimizer, model, objective, data=(X, y))."
+        raise ValueError(must(missing[0], "given in mode 'reference'", "None", fix))
+    if mode == "auto" and objective is not None and missing:
+        fix = (
+            "The flow needs a model and data to evaluate the objective on: "
+            "attach(optimizer, model, objective, data=(X, y))."
+        )
+        raise ValueError(must(missing[0], "given together with objective", "None", fix))
+    if mode == "auto" and data is not None and objective is None:
+        fix = "Write objective(model, batch) so that it returns the mean loss of the batch."
+        raise ValueError(must("objective", "given together with data", "None", fix))
+
+
+def choose_flow(
+    registry: Plugins, optimizer: Any, flow: Any, config: Mapping[str, Any]
+) -> tuple[Flow | None, str]:
+    """Return the flow to follow, or ``None`` and the reason."""
+    if not isinstance(flow, str):
+        chosen = registry.build("flows", flow)
+        if not isinstance(chosen, Flow):
+            fix = f"Registered: {', '.join(registry.names('flows'))}."
+            raise TypeError(must("flow", "a name or a Flow", repr(flow), fix))
+        return chosen, ""
+    if flow == "auto":
+        name = registry.first("gfshadow_flow_for", optimizer=optimizer, config=config)
+        if name is None:
+            kind = type(optimizer).__name__
+            if any(g.get("momentum") for g in optimizer.param_groups):
+                kind += " with momentum"
+            return None, f"No continuous limit is registered for {kind}"
+        flow = name
+    return registry.build("flows", flow), ""
+
+
+def check_clock(flow: Flow, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse groups without a common clock, as a bad argument."""
+    try:
+        flow.step_size(optimizer.param_groups)
+    except Exception as error:
+        raise ValueError(str(error)) from error
+
+
+def expanded(bounds: Sequence[object], settings: Settings) -> list[object]:
+    """Replace ``"default"`` by the bounds whose ingredients every record of the run will have."""
+    dense = settings.every == 1 and settings.probe_every == 1
+    default: list[object] = ["theorem2"] if dense else []
+    return [b for item in bounds for b in (default if item == "default" else [item])]
+
+
+def named(item: Any) -> str:
+    """Return what stands for ``item`` in the configuration of a record file."""
+    return item if isinstance(item, str) else repr(item)
