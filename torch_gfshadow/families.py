@@ -86,6 +86,10 @@ def build(kind: str, family: Family, item: object) -> Any:
     if name not in family:
         raise ValueError(unknown_name(kind, name, family))
     spec, owner = family[name]
+    if isinstance(spec, BoundSpec) and not spec.live:
+        live = ", ".join(n for n, (s, _) in family.items() if getattr(s, "live", False))
+        fix = f"{name} is a statement on given numbers: `gfshadow bound show {name}`. Live: {live}."
+        raise ValueError(must(kind, "limits along a run", repr(name), fix))
     arguments = (argument,) if has_argument else ()
     if not _accepts(spec.factory, arguments):
         example = repr(name) if has_argument else repr(f"{name}:<argument>")

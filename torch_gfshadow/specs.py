@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -38,11 +38,13 @@ class BoundSpec(Spec):
     ``factory()`` returns an object of the ``Bound`` protocol, for ``attach(bounds=[name])``.
     ``evaluate(**inputs)`` returns an ``Evaluation`` of the result on given numbers, for
     ``gfshadow bound eval``. A result that is no limit along a run has only the latter: then
-    ``live`` is false, and ``factory`` is the function that states it.
+    ``live`` is false, and ``factory`` is the function that states it. ``parts`` are its single
+    equations and the names they go by in files of cases: ``{"eq19": evaluate}``.
     """
 
     evaluate: Callable[..., Any] | None = None
     live: bool = True
+    parts: Mapping[str, Callable[..., Any]] = field(default_factory=dict, hash=False)
 
 
 class InitSpec(Spec):

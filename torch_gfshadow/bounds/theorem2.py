@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from torch_gfshadow.bounds._phi import exp, log, log_add, log_integral
-from torch_gfshadow.bounds.base import Assumption, BoundValue, finite
+from torch_gfshadow.bounds._scalars import GIVEN, constants, vouched
+from torch_gfshadow.bounds.base import Assumption, BoundValue, Evaluation, finite
 from torch_gfshadow.errors import must
 from torch_gfshadow.record import Record
 
@@ -84,6 +85,33 @@ def theorem2(
         log_radius = advance(log_radius, end - begin, rate, defect)
         radii.append(log_radius)
     return RadiusCurve(times, tuple(radii))
+
+
+def evaluate(
+    breaks: Sequence[float],
+    m: Sequence[float],
+    delta: Sequence[float],
+    R0: float = 0.0,  # noqa: N803 - the paper's letter
+    *,
+    constants_are: str = GIVEN,
+) -> Evaluation:
+    """Evaluate Theorem 2 on given numbers; arguments and errors are those of :func:`theorem2`.
+
+    With ``constants_are="sampled"`` m and δ are the largest of some samples, and the result is an
+    estimate.
+
+    Returns:
+        ``log_R`` at every break (``None`` for the logarithm of 0), and ``R`` unless one overflows.
+    """
+    curve = theorem2(breaks, m, delta, R0)
+    value: dict[str, object] = {"log_R": [r if r > -math.inf else None for r in curve.log_R]}
+    if all(math.isfinite(r) for r in curve.R):
+        value["R"] = list(curve.R)
+    assumptions = (
+        constants("−λ_min ≤ m between flow and curve, ‖θ̄' + ∇f(θ̄)‖ ≤ δ", constants_are),
+        vouched("f ∈ C² between flow and curve (no ReLU kink)"),
+    )
+    return Evaluation(value, assumptions)
 
 
 def advance(log_radius: float, duration: float, m: float, delta: float) -> float:

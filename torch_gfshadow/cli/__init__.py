@@ -3,6 +3,7 @@
 import click
 
 from torch_gfshadow.cli._group import OneLineErrors
+from torch_gfshadow.cli.bound import bound
 from torch_gfshadow.cli.demo import demo
 from torch_gfshadow.cli.plugins import plugins
 from torch_gfshadow.cli.reproduce import reproduce
@@ -16,4 +17,5 @@ def main() -> None:
 
 main.add_command(demo)
 main.add_command(reproduce)
+main.add_command(bound)
 main.add_command(plugins)
