@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from torch_gfshadow._plain import from_plain, to_plain
 from torch_gfshadow._streams import Stream, Streams, generator_stream, python_streams, torch_streams
 from torch_gfshadow.errors import must
 
@@ -76,6 +77,29 @@ class Chunks:
             [*torch_streams(devices), *python_streams(), *_own_streams(data, set())]
         )
         self._start = self._streams.state()
+        self._look()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the random numbers every walk begins with."""
+        return {"start": to_plain(self._start)}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Walk as the walk that was saved: shuffled and augmented alike."""
+        if _same(saved["start"], to_plain(self._start)):
+            return
+        streams = saved["start"]
+        if len(streams) != len(self._start):  # numpy was imported in only one of the two
+            return
+        self._start = from_plain(streams)
+        self._look()
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of samples in each batch."""
+        return self._sizes
+
+    def _look(self) -> None:
+        """Walk the data once: learn the sizes, keep what is small."""
         self._kept: list[Any] | None = []
         sizes: list[int] = []
         room = CACHE_BYTES
@@ -135,6 +159,16 @@ class Chunks:
             if batch is _END:
                 return
             yield batch
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a.cpu(), b.cpu())
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    return bool(a == b)
 
 
 def _usable(tensor: Tensor) -> Tensor:

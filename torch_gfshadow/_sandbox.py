@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_gfshadow._data import map_tensors
+from torch_gfshadow._plain import load_attributes, to_plain
 from torch_gfshadow._purity import Host, is_compiled, isolated, unwrap
 from torch_gfshadow._streams import Streams, torch_streams
 from torch_gfshadow._tree import Layout
@@ -39,6 +40,17 @@ class Sandbox:
         self._host = Host(self.model, layout)
         self.by_backward = False
         self._unused: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the random numbers of every evaluation, and what was learned of the model."""
+        state = {"random_state": self.random_state, "by_backward": self.by_backward}
+        return to_plain(state | {"unused": self._unused})  # type: ignore[no-any-return]
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        load_attributes(self, ("by_backward", "_unused"), saved)
+        # torch takes the states of its generators from the CPU, whatever the device
+        self.random_state = [torch.as_tensor(s).cpu() for s in saved["random_state"]]
 
     def guard(self) -> AbstractContextManager[None]:
         """Return the context every evaluation runs in; entering it again is cheap."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -22,23 +24,34 @@ class FlowClock:
         self.time = total
         return total
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return count, time and the part of it that rounding left over."""
+        return {"step": self.step, "time": self.time, "carry": self._carry}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.step, self.time, self._carry = saved["step"], saved["time"], saved["carry"]
+
 
 class SparseSchedule:
     """Due at every step up to ``dense``, then at steps growing by ``ratio``.
 
     A measurement on this schedule costs O(log k) evaluations in k steps, and short runs get
     every value.
+
+    Attributes:
+        next: The step it is due at next.
     """
 
     def __init__(self, dense: int, ratio: float) -> None:
         self.dense, self.ratio = dense, ratio
-        self._next = 0
+        self.next = 0
 
     def due(self, step: int) -> bool:
         """Say whether ``step`` is due, and if so plan the next one."""
-        if step < self._next:
+        if step < self.next:
             return False
-        self._next = step + 1 if step < self.dense else max(step + 1, int(step * self.ratio))
+        self.next = step + 1 if step < self.dense else max(step + 1, int(step * self.ratio))
         return True
 
 

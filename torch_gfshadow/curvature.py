@@ -80,6 +80,21 @@ class Curvature:
             self.objective.ledger.grads["setup"] += n_grads
         return _Difference(self.objective, theta, purpose, self._steps[mode])
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return which backends were accepted, so that a resumed run need not judge again."""
+        return {
+            "backend": self.backend,
+            "rejected": dict(self.rejected),
+            "accepted": dict(self._accepted),
+            "steps": {mode: (s.dtype, s.relative) for mode, s in self._steps.items()},
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.backend, self.rejected = saved["backend"], dict(saved["rejected"])
+        self._accepted = dict(saved["accepted"])
+        self._steps = {mode: Step(*step) for mode, step in saved["steps"].items()}
+
     def _choose(self, theta: Tensor) -> str:
         self.rejected = {}
         if self._wanted == ("difference",):

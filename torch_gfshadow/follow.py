@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -22,13 +23,12 @@ class Follower:
     Attributes:
         shadow: The flow now followed, if any.
         step_size: η of the step under way, or of the last one.
-        trouble: What happened since the last record, for its status.
     """
 
     def __init__(self, parts: Parts, clock: FlowClock) -> None:
         self.shadow: ShadowFlow | None = None
         self.step_size = 0.0
-        self.trouble: list[tuple[Status, str]] = []
+        self._noted: list[tuple[Status, str]] = []
         self._parts, self._clock = parts, clock
 
     @property
@@ -36,6 +36,14 @@ class Follower:
         """Name of the mode, as records carry it."""
         parts = self._parts
         return "passive" if parts.objective is None or parts.flow is None else "reference"
+
+    def known_loss(self) -> tuple[Tensor, float] | None:
+        """Return a point of the flow and the loss that was found there."""
+        return None if self.shadow is None else self.shadow.known_loss()
+
+    def note(self, status: Status, detail: str) -> None:
+        """Remember what happened, for the status of the next record."""
+        self._noted.append((status, detail))
 
     def read_step_size(self) -> None:
         """Read η from the optimizer, and start anew if its other hyperparameters changed.
@@ -54,7 +62,7 @@ class Follower:
             )
         if flow.configure(groups, self._parts.watched.layout) and self.shadow is not None:
             self.resync()
-            self.trouble.append((Status.EXTERNAL_EDIT, "weight_decay or maximize changed"))
+            self.note(Status.EXTERNAL_EDIT, "weight_decay or maximize changed")
         self.step_size = flow.step_size(groups)
 
     def begin(self, theta: Tensor, known: tuple[float, Tensor]) -> None:
@@ -101,12 +109,37 @@ class Follower:
             "shadow_loss": shadow.loss(now),
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the flow's state, and what is noted for the next record."""
+        return {
+            "step_size": self.step_size,
+            "noted": [(status.value, detail) for status, detail in self._noted],
+            "shadow": None if self.shadow is None else self.shadow.state_dict(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state, bit for bit."""
+        parts = self._parts
+        self.step_size = saved["step_size"]
+        self._noted = [(Status(status), detail) for status, detail in saved["noted"]]
+        self.shadow = None
+        if saved["shadow"] is None or parts.flow is None or parts.objective is None:
+            return
+        parts.flow.configure(parts.watched.groups, parts.watched.layout)
+        self.shadow = ShadowFlow.resumed(
+            parts.objective,
+            parts.flow,
+            parts.solver,
+            saved["shadow"],
+            resolution=parts.settings.resolution,
+        )
+
     def status(
         self, discrepancy: float | None, solver_error: float | None, audit: Audit
     ) -> tuple[Status, str]:
         """Return the worst state of the row to be written, and the sentence behind it."""
-        found = list(self.trouble)
-        self.trouble.clear()
+        found = list(self._noted)
+        self._noted.clear()
         if audit.kind == "mismatch":
             found.append((Status.MISMATCH, f"cosine {audit.cosine:.4f}"))
         elif audit.kind == "scaled":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torch_gfshadow.checkpoint import load_state, read_file, save_state, write_file
 from torch_gfshadow.hooks import StepHooks
 from torch_gfshadow.plotting import plot_records
 from torch_gfshadow.record import Record
@@ -91,6 +92,48 @@ class Shadow:
         """
         return plot_records(self.records, path)
 
+    # -- saving -------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything the records to come depend on; save it beside the model's state.
+
+        Flow state, times, interpolant, error bar, eigenvectors, counters, schedules, random
+        state and the records so far: tensors, numbers and strings, for ``torch.save`` and
+        ``torch.load(..., weights_only=True)``. Tensors are shared with the live shadow, which
+        never changes them in place. Call it between steps.
+        """
+        return save_state(self._tracker)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the saved shadow stood, bit for bit on the CPU.
+
+        Load the model and the optimizer, attach as before, then load this. Records made since
+        attach are dropped.
+
+        Raises:
+            ValueError: If the state is of another model, objective, data or configuration; then
+                nothing is changed.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            load_state(self._tracker, state)
+
+    def save(self, path: str | Path) -> None:
+        """Write :meth:`state_dict` to a file; a crash leaves the old file or the new one.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        write_file(self.state_dict(), path)
+
+    def load(self, path: str | Path) -> None:
+        """Load what :meth:`save` wrote; nothing in the file is executed.
+
+        Raises:
+            OSError: If it cannot be read.
+            ValueError: As :meth:`load_state_dict`.
+        """
+        self.load_state_dict(read_file(path, self._parts.watched.layout.device))
+
     # -- control ------------------------------------------------------------------------------
 
     @contextmanager
@@ -150,7 +193,7 @@ class Shadow:
         parts.plugins.notify("gfshadow_attach", session=parts.session)
         with torch.inference_mode(False), torch.no_grad():
             self._timed(self._tracker.start)()
-        self._hooks.install(optimizer, self._timed(self._tracker.resync))
+        self._hooks.install(optimizer, self._timed(self._tracker.reloaded))
         self._attached = True
 
     def _timed(self, function: Any) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 PURPOSES = ("flow", "error", "audit", "loss", "probes", "bounds", "setup")
 
@@ -53,3 +54,12 @@ class Ledger:
             "losses": dict(self.losses),
             "hvps": dict(self.hvps),
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return every count, and the seconds."""
+        return {**self.by_purpose(), "seconds": self.seconds}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from saved counts."""
+        self.grads, self.losses = Counter(saved["grads"]), Counter(saved["losses"])
+        self.hvps, self.seconds = Counter(saved["hvps"]), saved["seconds"]

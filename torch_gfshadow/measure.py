@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from torch_gfshadow._krylov import Recycled
+from torch_gfshadow._plain import load_state, state_of
 from torch_gfshadow.clock import FlowClock, SparseSchedule, every
 from torch_gfshadow.eigen import Spectrum
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.probes import Point, Probe
 from torch_gfshadow.record import FIELDS, Record
+
+_log = logging.getLogger(__name__)
 
 
 class Measures:
@@ -26,6 +32,7 @@ class Measures:
         self._parts, self._clock = parts, clock
         self._spectrum: Spectrum | None = None
         self._due = SparseSchedule(dense=0, ratio=2.0)
+        self._ended: list[Any] = []
 
     def probe(
         self, theta: Tensor, step_size: float, row: dict[str, Any], extras: dict[str, Any]
@@ -41,7 +48,7 @@ class Measures:
         parts, step = self._parts, self._clock.step
         period = parts.settings.probe_every
         due = self._due.due(step) if period is None else every(step, period)
-        probes = [p for p in parts.probes if due and _is_due(p, step)]
+        probes = [p for p in parts.probes if due and _is_due(p, step) and p not in self._ended]
         if not probes or parts.curvature is None or parts.objective is None:
             return None
         point = Point(
@@ -69,11 +76,60 @@ class Measures:
     def with_bounds(self, record: Record) -> Record:
         """Return ``record`` with the value of every bound."""
         cells = {}
-        for bound in self._parts.bounds:
+        for bound in (b for b in self._parts.bounds if b not in self._ended):
             value = self._parts.isolated(bound.update, record, who=f"bound {bound.name}")
             if value is not None:
                 cells[bound.name] = value.to_cell()
         return dataclasses.replace(record, bounds=cells) if cells else record
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return eigenvectors, schedule, and the state of every probe and bound."""
+        spectrum = self._spectrum
+        return {
+            "lambda_max": self.lambda_max,
+            "spectrum": None if spectrum is None else _fields(spectrum),
+            "due": self._due.next,
+            "probes": [state_of(p) for p in self._parts.probes],
+            "bounds": [state_of(b) for b in self._parts.bounds],
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state; a bound whose state cannot be saved is left out from here."""
+        self.lambda_max, self._due.next = saved["lambda_max"], saved["due"]
+        self._spectrum = None
+        if saved["spectrum"] is not None:
+            fields = dict(saved["spectrum"])
+            recycled = fields.pop("recycled")
+            self._spectrum = Spectrum(
+                **fields, recycled=None if recycled is None else Recycled(**recycled)
+            )
+        self._ended = _resume("probe", self._parts.probes, saved["probes"])
+        self._ended += _resume("bound", self._parts.bounds, saved["bounds"])
+
+
+def _fields(spectrum: Spectrum) -> dict[str, Any]:
+    out = {f.name: getattr(spectrum, f.name) for f in dataclasses.fields(spectrum)}
+    if spectrum.recycled is not None:
+        known = spectrum.recycled
+        out["recycled"] = {f.name: getattr(known, f.name) for f in dataclasses.fields(known)}
+    return out
+
+
+def _resume(kind: str, members: Iterable[Any], states: Iterable[Any]) -> list[Any]:
+    """Load the states; return the members that have none to go on from."""
+    ended = []
+    for member, state in zip(members, states, strict=True):
+        if state is None:
+            _log.warning(
+                "%s %s has a state that cannot be saved, so it ends with the resumption. "
+                "Give it state_dict() and load_state_dict().",
+                kind,
+                member.name,
+            )
+            ended.append(member)
+        else:
+            load_state(member, state)
+    return ended
 
 
 def _is_due(probe: Probe, step: int) -> bool:

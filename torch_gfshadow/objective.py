@@ -142,6 +142,20 @@ class Objective:
         twin._chunks = Chunks(data, self.sandbox.devices)
         return twin
 
+    @property
+    def sizes(self) -> list[int]:
+        """Number of samples in each chunk."""
+        return self._chunks.sizes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the random numbers of every evaluation."""
+        return {"sandbox": self.sandbox.state_dict(), "data": self._chunks.state_dict()}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Evaluate as the objective that was saved: same dropout masks, same order of data."""
+        self.sandbox.load_state_dict(saved["sandbox"])
+        self._chunks.load_state_dict(saved["data"])
+
     def guard(self) -> AbstractContextManager[None]:
         """Return the context to call :meth:`pure` in.
 

@@ -74,6 +74,12 @@ class Record:
         """Return the row as JSON-ready values; a non-finite float becomes ``None``."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the row with every digit, also of ±∞ and NaN; what plugins added as in JSON."""
+        row: dict[str, Any] = {name: getattr(self, name) for name in FIELDS}
+        row["bounds"] = {name: dict(cell) for name, cell in self.bounds.items()}
+        return row | {"status": self.status.value, "extras": _plain(self.extras)}
+
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Record:
         """Build a record from :meth:`to_dict`'s output; unknown keys are ignored.

@@ -224,6 +224,10 @@ class ShadowFlow:
         cubic = (1 + 2 * s) * (1 - s) ** 2 * f0 + s * s * (3 - 2 * s) * f1
         return cubic + h * s * (1 - s) * ((1 - s) * r0 - s * r1)
 
+    def known_loss(self) -> tuple[Tensor, float]:
+        """Return the newest node of the solver, shape ``[d]``, and f there."""
+        return self._stepper.right.state, self._losses[1][1]
+
     def observe(self, discrepancy: float) -> None:
         """Take in the discrepancy just measured: the scale that has to be resolved."""
         if math.isfinite(discrepancy) and discrepancy > 0.0:

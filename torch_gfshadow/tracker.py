@@ -6,17 +6,21 @@ Everything here reads the run and writes records; nothing here does numerics.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from torch_gfshadow._plain import load_attributes, saved_attributes
 from torch_gfshadow.audit import Audit, compare
 from torch_gfshadow.clock import FlowClock, SparseSchedule, every
 from torch_gfshadow.follow import Follower
 from torch_gfshadow.measure import Measures
+from torch_gfshadow.outlet import Outlet
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.record import Record
 from torch_gfshadow.session import summarise
@@ -25,6 +29,7 @@ from torch_gfshadow.status import Status
 from torch_gfshadow.used import UsedGradients, norm
 
 _log = logging.getLogger(__name__)
+_STATE = ("_audit_against", "_origin", "_last_theta", "_path")
 
 
 class Tracker:
@@ -34,6 +39,7 @@ class Tracker:
         self.parts = parts
         self.clock = FlowClock()
         self.follower = Follower(parts, self.clock)
+        self.outlet = Outlet(parts)
         self.paused = False
         self._audit = Audit("pending" if parts.objective and parts.settings.audit else "none")
         self._audit_against: Tensor | None = None
@@ -42,6 +48,7 @@ class Tracker:
         self._measures = Measures(parts, self.clock)
         self._used = UsedGradients()
         self._path = 0.0
+        self._resumed = False
         self._started = time.perf_counter()
         self._origin = parts.watched.layout.current(parts.solver.dtype)
         self._last_theta = self._origin
@@ -62,15 +69,15 @@ class Tracker:
             self._audit_against = parts.objective.initial[1] if parts.settings.audit else None
             self._audits.due(0)
         parts.watched.mark()
-        self._write(self._record())
+        self.outlet.hold(self._record())
 
     def before_step(self) -> None:
         """Read the gradient the step is about to use, and the rate it will use it with."""
+        self.outlet.release()
+        self._resumed = False
         watched = self.parts.watched
         if watched.edited():
-            self.follower.trouble.append(
-                (Status.EXTERNAL_EDIT, f"before step {self.clock.step + 1}")
-            )
+            self.follower.note(Status.EXTERNAL_EDIT, f"before step {self.clock.step + 1}")
             self.resync()
         self.follower.read_step_size()
         if not self._gradient_is_due():
@@ -87,7 +94,7 @@ class Tracker:
         self.clock.tick(self.follower.step_size)
         settings = self.parts.settings
         if every(step, settings.every) and not self.paused:
-            self._write(self._record())
+            self.outlet.write(self._record())
         if every(step, settings.resync_every):
             self.resync()
         self.parts.watched.mark()
@@ -97,12 +104,14 @@ class Tracker:
         self.follower.resync()
         self._audit_against = None
 
+    def reloaded(self) -> None:
+        """Start anew after the optimizer loaded a state, unless that belongs to a resumption."""
+        if not self._resumed:
+            self.resync()
+
     def finish(self) -> None:
         """Close the loggers with the summary; tell the plugins."""
-        summary = self.summary()
-        for logger in self.parts.loggers:
-            self.parts.isolated(logger.finish, summary, who=f"logger {type(logger).__name__}")
-        self.parts.plugins.notify("gfshadow_detach", session=self.parts.session)
+        self.outlet.finish(self.summary())
 
     def summary(self) -> dict[str, Any]:
         """Return the totals of the run so far."""
@@ -111,6 +120,48 @@ class Tracker:
         out = summarise(session.records, session.ledger, elapsed)
         out["errors"] = [f"{type(e).__name__}: {e}" for e in session.errors]
         return out
+
+    # -- saving -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the records to come depend on, as plain values."""
+        parts = self.parts
+        return {
+            "clock": self.clock.state_dict(),
+            "elapsed": time.perf_counter() - self._started,
+            "ledger": parts.session.ledger.state_dict(),
+            "objective": None if parts.objective is None else parts.objective.state_dict(),
+            "curvature": None if parts.curvature is None else parts.curvature.state_dict(),
+            "follower": self.follower.state_dict(),
+            "measures": self._measures.state_dict(),
+            "outlet": self.outlet.state_dict(),
+            "used": self._used.state_dict(),
+            "marks": list(parts.watched.marks),
+            "audit": dataclasses.asdict(self._audit),
+            "due": {name: getattr(self, f"_{name}").next for name in ("audits", "losses")},
+            **saved_attributes(self, _STATE),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state; the model and the optimizer load theirs themselves."""
+        parts = self.parts
+        for key, part in (("objective", parts.objective), ("curvature", parts.curvature)):
+            if part is not None:
+                part.load_state_dict(saved[key])
+        self.clock.load_state_dict(saved["clock"])
+        self.follower.load_state_dict(saved["follower"])
+        self._measures.load_state_dict(saved["measures"])
+        self.outlet.load_state_dict(saved["outlet"])
+        self._used.load_state_dict(saved["used"])
+        self._audit = Audit(**saved["audit"])
+        for name, step in saved["due"].items():
+            getattr(self, f"_{name}").next = step
+        load_attributes(self, _STATE, saved)
+        parts.session.ledger.load_state_dict(saved["ledger"])
+        self._started = time.perf_counter() - saved["elapsed"]
+        # the parameters must be those of the saved moment: the next step looks, as it always does
+        parts.watched.marks = saved["marks"]
+        self._resumed = True
 
     # -- parts of a step ----------------------------------------------------------------------
 
@@ -141,9 +192,7 @@ class Tracker:
         row["local_defect"] = self._used.defect()
         extras["run"] = {"path_length": self._path, **self._used.secant()}
         if not math.isfinite(distance):
-            self.follower.trouble.append(
-                (Status.NON_FINITE, "The run's own parameters are not finite")
-            )
+            self.follower.note(Status.NON_FINITE, "The run's own parameters are not finite")
             return self._finished({**row, "distance_from_init": None}, extras, loss)
         row.update(self.follower.measure(theta, distance, self._measures.lambda_max))
         if parts.objective is not None:
@@ -185,17 +234,3 @@ class Tracker:
     def _known_at_start(self) -> tuple[float | None, Tensor | None]:
         objective = self.parts.objective
         return objective.initial if objective is not None else (None, None)
-
-    def _write(self, record: Record) -> None:
-        parts, session = self.parts, self.parts.session
-        session.records.append(record)
-        for logger in list(parts.loggers):
-            self.parts.isolated(logger.write, record, who=f"logger {type(logger).__name__}")
-        parts.plugins.notify("gfshadow_step", record=record, session=session)
-        if record.discrepancy is None:
-            return
-        for name, cell in record.bounds.items():
-            if cell["value"] is not None and record.discrepancy > cell["value"]:
-                parts.plugins.notify(
-                    "gfshadow_bound_exceeded", record=record, bound=name, session=session
-                )

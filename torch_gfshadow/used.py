@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torch_gfshadow._plain import load_attributes, saved_attributes
 from torch_gfshadow.watched import Watched
+
+_STATE = ("now", "before", "_at", "_moved")
 
 
 class UsedGradients:
@@ -34,6 +38,14 @@ class UsedGradients:
     def skip(self) -> None:
         """Let a step pass unread."""
         self.now = self._at = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return both gradients and where they were taken."""
+        return saved_attributes(self, _STATE)
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        load_attributes(self, _STATE, saved)
 
     def defect(self) -> float | None:
         """Return δ = ‖g_k − g_{k−1}‖₂, the defect of the polygon, if both were read."""

@@ -123,6 +123,15 @@ class Watched:
         """Remember a sample of the parameters as they are now."""
         self._marks = [p.detach().clone() for p in self._sample()]
 
+    @property
+    def marks(self) -> list[Tensor]:
+        """The sample that :meth:`mark` took."""
+        return self._marks
+
+    @marks.setter
+    def marks(self, marks: Sequence[Tensor]) -> None:
+        self._marks = [m.to(now) for m, now in zip(marks, self._sample(), strict=True)]
+
     def edited(self) -> bool:
         """Say whether the sample changed since :meth:`mark`: somebody else moved the model."""
         return bool(self._marks) and not all(

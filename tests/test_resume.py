@@ -1,0 +1,289 @@
+"""A run killed and resumed at any step gives the records of one that was not, bit for bit."""
+
+import dataclasses
+import io
+import os
+
+import pytest
+import torch
+from loops import Everything, data, dropout, full_batch, loss_of, mlp, options_for, seed, sgd
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import torch_gfshadow as gfs
+from torch_gfshadow.loggers import read_records
+
+
+def relu():
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+
+
+def attach(model, optimizer, **options):
+    return gfs.attach(optimizer, model, loss_of, **(options_for(model) | options))
+
+
+def same_records(a, b):
+    def rows(records):
+        return [dataclasses.replace(r, seconds=0.0).to_dict() for r in records]
+
+    return rows(a) == rows(b)
+
+
+def uninterrupted(make, steps, **options):
+    seed()
+    model = make()
+    optimizer = sgd(model)
+    shadow = attach(model, optimizer, **options)
+    full_batch(optimizer, model, steps)
+    shadow.detach()
+    return shadow
+
+
+def interrupted(make, at, steps, optimizer_last=False, **options):
+    """Run to ``at``, save, forget everything, build it anew from other random numbers, go on."""
+    seed()
+    model = make()
+    optimizer = sgd(model)
+    shadow = attach(model, optimizer, **options)
+    full_batch(optimizer, model, at)
+    file = io.BytesIO()
+    saved = [model.state_dict(), optimizer.state_dict(), shadow.state_dict()]
+    saved.append(torch.get_rng_state())  # the loop's own: dropout in training draws from it
+    torch.save(saved, file)
+    del model, optimizer, shadow
+    seed(99)
+    torch.rand(7)
+    file.seek(0)
+    of_model, of_optimizer, of_shadow, of_random = torch.load(file, weights_only=True)
+    model = make()
+    model.load_state_dict(of_model)
+    optimizer = sgd(model)
+    if not optimizer_last:
+        optimizer.load_state_dict(of_optimizer)
+    shadow = attach(model, optimizer, **options)
+    shadow.load_state_dict(of_shadow)
+    if optimizer_last:
+        optimizer.load_state_dict(of_optimizer)
+    torch.set_rng_state(of_random)
+    full_batch(optimizer, model, steps - at)
+    shadow.detach()
+    return shadow
+
+
+PROBED = {"probes": ("lambda_min", "lambda_max", "trace")}
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 7, 8, 20, 29])
+def test_resumed_at_any_step_the_records_are_the_same(at):
+    options = PROBED | {"probe_every": 1, "bounds": ("theorem2",)}
+    whole = uninterrupted(mlp, 30, **options)
+    again = interrupted(mlp, at, 30, **options)
+    assert len(whole.records) == 31
+    assert whole.records[-1].bounds["theorem2"]["value"] > 0
+    assert same_records(whole.records, again.records)
+    assert again.summary()["n_hvps"] == whole.summary()["n_hvps"]
+
+
+def shuffled():
+    x, y = data()
+    return DataLoader(TensorDataset(x, y), batch_size=7, shuffle=True, drop_last=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (lambda: mlp(torch.float64), {}),
+        (dropout, {}),
+        (Everything, PROBED),
+        (relu, {}),
+        (relu, {"solver": "dopri5", "every": 3}),
+        (mlp, {"resync_every": 5}),
+        (mlp, {"data": shuffled(), "audit": False}),
+        (mlp, {"hvp": "difference", **PROBED}),
+    ],
+    ids=["float64", "dropout", "everything", "kinks", "dopri5", "resync", "shuffled", "difference"],
+)
+def test_whatever_the_model_and_the_options(make, options):
+    whole = uninterrupted(make, 24, **options)
+    again = interrupted(make, 13, 24, **options)
+    assert whole.records[-1].discrepancy is not None
+    assert same_records(whole.records, again.records)
+
+
+def test_the_optimizer_may_load_its_state_after_the_shadow():
+    assert same_records(
+        uninterrupted(mlp, 12).records, interrupted(mlp, 5, 12, optimizer_last=True).records
+    )
+
+
+def test_passively_too():
+    def passive(at):
+        seed()
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        shadow = gfs.attach(optimizer, on_error="raise")
+        full_batch(optimizer, model, at)
+        if at < 9:
+            states = model.state_dict(), optimizer.state_dict(), shadow.state_dict()
+            model = mlp()
+            model.load_state_dict(states[0])
+            optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+            optimizer.load_state_dict(states[1])
+            shadow = gfs.attach(optimizer, on_error="raise")
+            shadow.load_state_dict(states[2])
+            full_batch(optimizer, model, 9 - at)
+        return shadow.records
+
+    assert same_records(passive(9), passive(4))
+
+
+def test_a_model_that_is_not_the_saved_one_is_noticed_at_the_next_step():
+    seed()
+    model = mlp()
+    optimizer = sgd(model)
+    shadow = attach(model, optimizer)
+    full_batch(optimizer, model, 4)
+    state = shadow.state_dict()
+    full_batch(optimizer, model, 1)
+    shadow.load_state_dict(state)  # the model was not taken back
+    full_batch(optimizer, model, 1)
+    assert shadow.records[-1].step == 5
+    assert shadow.records[-1].status == "external_edit"
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved():
+    seed()
+    model = mlp()
+    optimizer = sgd(model)
+    shadow = attach(model, optimizer)
+    full_batch(optimizer, model, 6)
+    return shadow.state_dict()
+
+
+def wider():
+    return nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 2))
+
+
+def unbiased():
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2, bias=False))
+
+
+def bent():  # the same parameters, another function
+    return nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 2))
+
+
+def halved(model, batch):
+    return 0.5 * loss_of(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "match"),
+    [
+        (wider, {}, r"^state_dict must be of the same model, got one with shapes\[0\] = \[6, 4\]"),
+        (
+            unbiased,
+            {},
+            r"same model, got one with parameters\[3\] = '2.bias', here 'none'",
+        ),
+        (lambda: mlp(torch.float64), {}, r"same model, got one with dtypes\[0\]"),
+        (
+            bent,
+            {},
+            r"^state_dict must be of the same objective, model and data, got one",
+        ),
+        (mlp, {"objective": halved}, r"same objective.*Attach with the objective"),
+        (mlp, {"data": tuple(2 * t for t in data())}, r"same objective, model and data"),
+        (mlp, {"data": tuple(t[:9] for t in data())}, r"same data, got one with batches\[0\] = 24"),
+        (mlp, {"solver": "dopri5"}, r"same attach\(\.\.\., solver=\), got"),
+        (mlp, {"resolution": 0.5}, r"same attach\(\.\.\., resolution=\)"),
+    ],
+    ids=["shapes", "depth", "dtype", "function", "objective", "data", "size", "solver", "options"],
+)
+def test_another_run_is_refused_and_nothing_changed(saved, make, options, match):
+    seed()
+    model = make()
+    optimizer = sgd(model)
+    options = {"objective": loss_of} | options_for(model) | options
+    shadow = gfs.attach(optimizer, model, **options)
+    before = shadow.records[0]
+    with pytest.raises(ValueError, match=match):
+        shadow.load_state_dict(saved)
+    assert list(shadow.records) == [before]
+    theta = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    optimizer.zero_grad()
+    (
+        0.0 * model(options["data"][0]).sum() + options["objective"](model, options["data"])
+    ).backward()
+    optimizer.step()
+    assert not torch.equal(theta, torch.nn.utils.parameters_to_vector(model.parameters()))
+    assert shadow.records[-1].step == 1
+    assert shadow.records[-1].discrepancy is not None
+
+
+@pytest.mark.parametrize("wrong", [{}, {"format": 0}, None, {"model": 1}])
+def test_something_that_is_no_state(saved, wrong):
+    model = mlp()
+    shadow = attach(model, sgd(model))
+    with pytest.raises(ValueError, match=r"^state_dict must be of format 1, got"):
+        shadow.load_state_dict(wrong)
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def test_a_file_holds_the_state_and_is_read_without_executing_anything(tmp_path):
+    seed()
+    model = mlp()
+    optimizer = sgd(model)
+    shadow = attach(model, optimizer)
+    full_batch(optimizer, model, 5)
+    path = tmp_path / "deep" / "shadow.pt"
+    shadow.save(path)
+    full_batch(optimizer, model, 1)
+    shadow.save(path)  # over the old one
+    assert [p.name for p in path.parent.iterdir()] == ["shadow.pt"]
+    fresh = attach(model, optimizer)
+    fresh.load(path)
+    assert same_records(fresh.records, shadow.records)
+    torch.load(path, weights_only=True)
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    model = mlp()
+    shadow = attach(model, sgd(model))
+    path = tmp_path / "shadow.pt"
+    shadow.save(path)
+    old = path.read_bytes()
+
+    def crash(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(OSError, match="disk full"):
+        shadow.save(path)
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["shadow.pt"]
+
+
+def test_the_record_file_goes_on_without_a_second_beginning(tmp_path):
+    path = tmp_path / "run.jsonl"
+    seed()
+    model = mlp()
+    optimizer = sgd(model)
+    shadow = attach(model, optimizer, loggers=[f"jsonl:{path}"])
+    full_batch(optimizer, model, 3)
+    state = shadow.state_dict()
+    full_batch(optimizer, model, 2)  # lost with the machine
+    fresh = mlp()
+    fresh.load_state_dict(model.state_dict())
+    optimizer = sgd(fresh)
+    again = attach(fresh, optimizer, loggers=[f"jsonl:{path}"])
+    again.load_state_dict(state)
+    full_batch(optimizer, fresh, 2)
+    again.detach()
+    sessions = read_records(path).sessions
+    assert [[r.step for r in records] for records in sessions] == [[0, 1, 2, 3, 4, 5], [4, 5]]

@@ -1,0 +1,70 @@
+"""Outlet: where records go. The session keeps them, loggers write them, plugins hear of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch_gfshadow.parts import Parts
+from torch_gfshadow.record import Record
+from torch_gfshadow.status import Status
+
+
+class Outlet:
+    """Hands each record on.
+
+    The first one is held until the run takes a step: a run that is resumed loads its state right
+    after attaching, and then its files must not begin anew.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._held: Record | None = None
+
+    def hold(self, record: Record) -> None:
+        """Keep ``record``, and hand it on before the next one."""
+        self._parts.session.records.append(record)
+        self._held = record
+
+    def write(self, record: Record) -> None:
+        """Hand on what is held, then ``record``."""
+        self.release()
+        self._parts.session.records.append(record)
+        self._send(record)
+
+    def release(self) -> None:
+        """Hand on what is held."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._send(held)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Close the loggers with the summary; tell the plugins."""
+        self.release()
+        for logger in self._parts.loggers:
+            self._parts.isolated(logger.finish, summary, who=f"logger {type(logger).__name__}")
+        self._parts.plugins.notify("gfshadow_detach", session=self._parts.session)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the records, and whether the last one is still held."""
+        records = [record.state_dict() for record in self._parts.session.records]
+        return {"records": records, "held": self._held is not None}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on after the saved records; what was held of this session is forgotten."""
+        records = [Record(**row | {"status": Status(row["status"])}) for row in saved["records"]]
+        self._parts.session.records[:] = records
+        self._held = records[-1] if saved["held"] else None
+
+    def _send(self, record: Record) -> None:
+        parts, session = self._parts, self._parts.session
+        for logger in list(parts.loggers):
+            parts.isolated(logger.write, record, who=f"logger {type(logger).__name__}")
+        parts.plugins.notify("gfshadow_step", record=record, session=session)
+        if record.discrepancy is None:
+            return
+        for name, cell in record.bounds.items():
+            if cell["value"] is not None and record.discrepancy > cell["value"]:
+                parts.plugins.notify(
+                    "gfshadow_bound_exceeded", record=record, bound=name, session=session
+                )
