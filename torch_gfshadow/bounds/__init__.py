@@ -2,12 +2,18 @@
 
 from collections.abc import Sequence
 
+from torch_gfshadow.bounds._deep_linear_specs import SPECS as _DEEP_LINEAR
 from torch_gfshadow.bounds.base import Assumption as Assumption
 from torch_gfshadow.bounds.base import Bound as Bound
 from torch_gfshadow.bounds.base import BoundValue as BoundValue
 from torch_gfshadow.bounds.base import Evaluation as Evaluation
 from torch_gfshadow.bounds.corollary1 import corollary1 as corollary1
+from torch_gfshadow.bounds.lemma1 import lemma1 as lemma1
+from torch_gfshadow.bounds.lemma2 import LambdaMinBounds as LambdaMinBounds
+from torch_gfshadow.bounds.lemma2 import lemma2 as lemma2
 from torch_gfshadow.bounds.procedure1 import procedure1 as procedure1
+from torch_gfshadow.bounds.proposition1 import Construction as Construction
+from torch_gfshadow.bounds.proposition1 import proposition1 as proposition1
 from torch_gfshadow.bounds.proposition2 import proposition2 as proposition2
 from torch_gfshadow.bounds.proposition3 import equation17 as equation17
 from torch_gfshadow.bounds.proposition3 import equation18 as equation18
@@ -96,4 +102,5 @@ def gfshadow_bounds() -> Sequence[BoundSpec]:
             live=False,
             summary="a ridge on which gradient descent leaves the flow exponentially",
         ),
+        *_DEEP_LINEAR,
     ]
