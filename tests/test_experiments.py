@@ -13,9 +13,10 @@ from torch_gfshadow.experiments.fig1 import Settings, run_fig1_ratios, run_shado
 from torch_gfshadow.experiments.networks import cross_entropy, fully_connected
 from torch_gfshadow.experiments.ratios import RatioRow, append_row, read_rows, run_ratios
 from torch_gfshadow.experiments.summary import summarise_records, summarise_rows
-from torch_gfshadow.experiments.verdict import compare, judge
+from torch_gfshadow.experiments.verdict import compare
 from torch_gfshadow.loggers import read_records
 from torch_gfshadow.record import Record
+from torch_gfshadow.report.verdict import judge
 from torch_gfshadow.status import Status
 
 

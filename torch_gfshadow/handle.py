@@ -16,6 +16,7 @@ from torch_gfshadow.checkpoint import load_state, read_file, save_state, write_f
 from torch_gfshadow.hooks import StepHooks
 from torch_gfshadow.plotting import plot_records
 from torch_gfshadow.record import Record
+from torch_gfshadow.report import run_of, write_report
 from torch_gfshadow.status import Status
 from torch_gfshadow.tracker import Tracker
 
@@ -91,6 +92,22 @@ class Shadow:
             ImportError: If matplotlib is not installed.
         """
         return plot_records(self.records, path)
+
+    def report(self, path: str | Path, name: str = "this run") -> Path:
+        """Write what happened and why as one HTML file that loads nothing; return its path.
+
+        Args:
+            path: The file; an existing one is replaced.
+            name: What to call the run.
+
+        Raises:
+            ImportError: If plotly or jinja2 is not installed.
+            OSError: If the file cannot be written.
+            ValueError: If ``path`` is a folder.
+        """
+        state = "running" if self._attached else "finished"
+        run = run_of(self._parts.session, self.summary(), self.errors, name, state)
+        return write_report([run], path)
 
     # -- saving -------------------------------------------------------------------------------
 

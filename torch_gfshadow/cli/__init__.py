@@ -6,6 +6,7 @@ from torch_gfshadow.cli._group import OneLineErrors
 from torch_gfshadow.cli.bound import bound
 from torch_gfshadow.cli.demo import demo
 from torch_gfshadow.cli.plugins import plugins
+from torch_gfshadow.cli.report import report
 from torch_gfshadow.cli.reproduce import reproduce
 
 
@@ -19,3 +20,4 @@ main.add_command(demo)
 main.add_command(reproduce)
 main.add_command(bound)
 main.add_command(plugins)
+main.add_command(report)

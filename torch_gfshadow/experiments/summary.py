@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from torch_gfshadow.experiments.ratios import RatioRow
-from torch_gfshadow.experiments.verdict import Agreement, judge, last_measured
+from torch_gfshadow.experiments.verdict import Agreement
 from torch_gfshadow.record import Record
+from torch_gfshadow.report.verdict import judge, last_measured
 from torch_gfshadow.status import worst
 
 _LAST = (

@@ -1,0 +1,116 @@
+"""The report's figure and table of bounds: each against the discrepancy, certified or estimated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch_gfshadow.report.frame import Figure, Traces, labelled, layout, points_of, present
+from torch_gfshadow.report.runs import Run
+from torch_gfshadow.report.traces import LARGEST, Points, band, drawable, line, split_where, thin
+from torch_gfshadow.report.words import number
+
+_DASHES = ("dash", "dashdot", "longdash", "dot")
+_DECADES = 6.0
+"""How far above the discrepancy the axis reaches at first; a bound may be e^1000."""
+
+
+def limits(runs: Sequence[Run]) -> Figure | None:
+    """Draw every bound against the discrepancy, on a logarithmic axis."""
+    traces: Traces = []
+    measured: list[float] = []
+    for run, colour, label in labelled(runs):
+        found = thin(drawable(points_of(run.records, "discrepancy", "solver_error"), log=True))
+        tint = "@vermillion" if len(runs) == 1 else colour
+        measured += found.values
+        bounds = bound_names(run)
+        if not bounds:
+            continue
+        name = label("discrepancy")
+        traces += present(band(found, tint, True, name, max(found.values, default=1.0) * 3))
+        traces.append(line(name, found, tint))
+        for index, bound in enumerate(bounds):
+            shade = f"@run{(index + 1) % 8}" if len(runs) == 1 else colour
+            traces += _curves(run, bound, label(bound), shade, _DASHES[index % len(_DASHES)])
+    if not any(bound_names(run) for run in runs):
+        return None
+    frame = layout("distance (units of θ)", traces, log=True)
+    highest = [v for trace in traces for v in trace["y"] if v is not None]
+    if measured and max(highest) > max(measured) * 10**_DECADES:
+        low = sorted(measured)[len(measured) // 20]
+        top = math.log10(max(measured)) + _DECADES
+        frame["yaxis"] |= {"range": [math.log10(low) - 0.5, top], "dtick": 1}
+    return Figure(
+        "bounds",
+        "Bounds against the discrepancy",
+        "Solid lines are certified: true whenever their assumptions hold. Dashed ones are "
+        "estimates: an ingredient was sampled or comes from an eigenvalue solver. What lies above "
+        "the axis can be reached by zooming out; beyond 10³⁰⁰ nothing is drawn.",
+        _in_words(runs),
+        {"data": traces, "layout": frame},
+    )
+
+
+def bound_names(run: Run) -> list[str]:
+    """Return the bounds of a run in the order in which they appeared."""
+    return list(dict.fromkeys(name for record in run.records for name in record.bounds))
+
+
+def bound_rows(run: Run) -> list[dict[str, str]]:
+    """Return one row per bound: its last value, mark, tightness and status."""
+    rows = []
+    for name in bound_names(run):
+        record, cell = next((r, r.bounds[name]) for r in reversed(run.records) if name in r.bounds)
+        value = _value(cell)
+        tight = value / record.discrepancy if value is not None and record.discrepancy else None
+        rows.append(
+            {
+                "name": name,
+                "step": f"{record.step:,}",
+                "value": number(value),
+                "mark": mark(cell),
+                "discrepancy": number(record.discrepancy),
+                "tightness": number(tight),
+                "status": str(cell.get("status", "")),
+            }
+        )
+    return rows
+
+
+def mark(cell: Mapping[str, Any]) -> str:
+    """Return whether a bound's value is certified."""
+    return "certified" if cell.get("certified") is True else "estimate"
+
+
+def _curves(run: Run, name: str, label: str, colour: str, dash: str) -> Traces:
+    """Return the certified and the estimated part of a bound, each as its own curve."""
+    cells = [(float(r.step), r.bounds[name]) for r in run.records if name in r.bounds]
+    known = [(k, v, mark(c)) for k, c in cells if 0.0 < (v := _value(c) or 0.0) < LARGEST]
+    points = Points([k for k, _, _ in known], [v for _, v, _ in known], [0.0] * len(known))
+    made: Traces = []
+    for kind, style in (("certified", "solid"), ("estimate", dash)):
+        keep = [m == kind for _, _, m in known]
+        if any(keep):
+            part = thin(points) if all(keep) else split_where(points, keep)[0]
+            made.append(line(f"{label} ({kind})", part, colour, dash=style))
+    return made
+
+
+def _value(cell: Mapping[str, Any]) -> float | None:
+    value = cell.get("value")
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return float(value)
+    log_value = cell.get("log_value")
+    if isinstance(log_value, (int, float)) and math.isfinite(log_value):
+        return math.exp(log_value) if log_value < 700 else math.inf
+    return None
+
+
+def _in_words(runs: Sequence[Run]) -> str:
+    return " ".join(
+        f"{run.name}: {row['name']}, {row['mark']}, is {row['value']} at step {row['step']}, "
+        f"{row['tightness']} times the discrepancy {row['discrepancy']}."
+        for run in runs
+        for row in bound_rows(run)
+    )

@@ -1,0 +1,81 @@
+"""The report's figures of the curvature: both ends of the spectrum, and the edge of stability."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch_gfshadow.report.findings import EDGE
+from torch_gfshadow.report.frame import (
+    Figure,
+    Traces,
+    axis,
+    in_words,
+    labelled,
+    layout,
+    points_of,
+    present,
+)
+from torch_gfshadow.report.runs import Run
+from torch_gfshadow.report.traces import band, drawable, line, thin
+
+
+def eigenvalues(runs: Sequence[Run]) -> Figure | None:
+    """Draw λ_max above λ_min."""
+    traces: Traces = []
+    for run, colour, label in labelled(runs):
+        high, low = ("@green", "@purple") if len(runs) == 1 else (colour, colour)
+        for field, what, tint, side in (
+            ("lambda_max", "λ_max", high, "y"),
+            ("lambda_min", "λ_min", low, "y2"),
+        ):
+            points = thin(drawable(points_of(run.records, field, f"{field}_residual"), log=False))
+            if not points.steps:
+                continue
+            name = label(what)
+            traces += present(band(points, tint, False, name, yaxis=side))
+            traces.append(line(name, points, tint, markers=True, yaxis=side))
+    if not traces:
+        return None
+    frame = layout("λ_max (f/θ²)", traces, height=460)
+    frame["yaxis"]["domain"] = [0.54, 1.0]
+    frame["yaxis2"] = {**axis("λ_min (f/θ²)"), "domain": [0.0, 0.46], "anchor": "x"}
+    frame["xaxis"]["anchor"] = "y2"
+    words = (in_words(runs, n, f"{n}_residual", n) for n in ("lambda_max", "lambda_min"))
+    return Figure(
+        "eigenvalues",
+        "Both ends of the Hessian's spectrum",
+        "Ritz values at the iterate with their residuals as bands. Where λ_min is below zero "
+        "neighbouring paths of the flow part at rate −λ_min; λ_max sets the largest stable step.",
+        " ".join(words),
+        {"data": traces, "layout": frame},
+    )
+
+
+def edges(runs: Sequence[Run]) -> Figure | None:
+    """Draw η·λ_max against 2."""
+    traces: Traces = []
+    for run, colour, label in labelled(runs):
+        points = thin(drawable(points_of(run.records, "edge"), log=False))
+        if points.steps:
+            tint = "@green" if len(runs) == 1 else colour
+            traces.append(line(label("η·λ_max"), points, tint, markers=True))
+    if not traces:
+        return None
+    frame = layout("η·λ_max", traces, height=300)
+    frame["yaxis"]["rangemode"] = "tozero"
+    frame["shapes"] = [
+        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": EDGE, "y1": EDGE,
+         "line": {"color": "@ink", "width": 1.5, "dash": "dash"}},
+    ]  # fmt: skip
+    frame["annotations"] = [
+        {"xref": "paper", "x": 1, "y": EDGE, "text": "2: edge of stability", "showarrow": False,
+         "xanchor": "right", "yanchor": "bottom", "font": {"color": "@ink"}, "bgcolor": "@paper"},
+    ]  # fmt: skip
+    return Figure(
+        "edge",
+        "The step size against the edge of stability",
+        "η·λ_max. Above 2 gradient descent on the local quadratic diverges along the sharpest "
+        "direction; in practice it oscillates there.",
+        in_words(runs, "edge", None, "η·λ_max"),
+        {"data": traces, "layout": frame},
+    )
