@@ -41,7 +41,7 @@ def test_hovering_shows_values_with_their_error_bars(page_of):
         plot.scroll_into_view_if_needed()
         box = plot.locator(".nsewdrag").first.bounding_box()
         page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5)
-        page.wait_for_selector("#plot-distances .hoverlayer .legendtext")
+        page.wait_for_selector("#plot-distances .hoverlayer .legendtext", timeout=5000)
         text = plot.locator(".hoverlayer .legendtext").all_text_contents()
         assert any("discrepancy from gradient flow" in t and "±" in t for t in text), text
     assert wrong == []
@@ -81,7 +81,7 @@ def test_hostile_strings_are_shown_and_never_run(page_of):
         page.focus("#plot-bounds")
         page.keyboard.press("ArrowRight")
         assert EVIL in page.locator("#said").text_content()
-        page.wait_for_selector("#plot-bounds .hoverlayer .legendtext")
+        page.wait_for_selector("#plot-bounds .hoverlayer .legendtext", timeout=5000)
         hovered = page.locator("#plot-bounds .hoverlayer .legendtext").all_text_contents()
         assert any("onerror" in text for text in hovered), hovered
         assert page.locator("#plot-bounds a[href^='javascript']").count() == 0

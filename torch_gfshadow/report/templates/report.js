@@ -45,14 +45,13 @@
     if (!steps.length) return;
     figure.at = Math.max(0, Math.min(steps.length - 1, figure.at + by));
     const step = steps[figure.at];
-    const points = [], words = [];
-    for (const [trace, curveNumber] of shown) {
+    const words = [];
+    for (const [trace] of shown) {
       const pointNumber = trace.x.indexOf(step);
       if (pointNumber < 0 || trace.y[pointNumber] === null) continue;
-      points.push({ curveNumber, pointNumber });
       words.push(`${trace.name.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&")} ${trace.customdata[pointNumber]}`);
     }
-    Plotly.Fx.hover(figure.plot, points);
+    Plotly.Fx.hover(figure.plot, { xval: step });
     said.textContent = `step ${step}: ${words.join("; ")}`;
   };
 
