@@ -156,3 +156,11 @@ def test_a_missing_matplotlib_names_the_extra_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install \"torch-gfshadow\[demo\]\""):
         plotting.plot_records(records())
+
+
+def test_in_a_notebook_the_figure_is_shown_as_a_picture_without_pyplot():
+    formatters = pytest.importorskip("IPython.core.formatters")
+    known = "matplotlib.pyplot" in sys.modules
+    data, _ = formatters.DisplayFormatter().format(plotting.plot_records(records()))
+    assert data["image/png"].startswith(b"\x89PNG")
+    assert ("matplotlib.pyplot" in sys.modules) == known

@@ -8,6 +8,7 @@ from torch_gfshadow.cli.demo import demo
 from torch_gfshadow.cli.plugins import plugins
 from torch_gfshadow.cli.report import report
 from torch_gfshadow.cli.reproduce import reproduce
+from torch_gfshadow.cli.tail import tail
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,3 +22,4 @@ main.add_command(reproduce)
 main.add_command(bound)
 main.add_command(plugins)
 main.add_command(report)
+main.add_command(tail)

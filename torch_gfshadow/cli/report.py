@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from torch_gfshadow.report import Run, find, load_runs, require_report, write_report
+from torch_gfshadow.report.words import printable
 
 _STYLES = {"good": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
 
@@ -50,9 +51,9 @@ def report(
         return
     console = Console()
     for run in runs:
-        console.print(Text(run.name, style="bold"))
+        console.print(Text(printable(run.name), style="bold"))
         for item in find(run):
-            line = Text.assemble((f"{item.title}: ", _STYLES[item.level]), item.text)
+            line = Text.assemble((f"{item.title}: ", _STYLES[item.level]), printable(item.text))
             console.print(line)
     console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)
 

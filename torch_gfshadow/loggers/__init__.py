@@ -7,6 +7,7 @@ from torch_gfshadow.loggers.base import Logger as Logger
 from torch_gfshadow.loggers.base import make_header as make_header
 from torch_gfshadow.loggers.console import ConsoleLogger as ConsoleLogger
 from torch_gfshadow.loggers.csv import CsvLogger as CsvLogger
+from torch_gfshadow.loggers.following import Follower as Follower
 from torch_gfshadow.loggers.jsonl import JsonlLogger as JsonlLogger
 from torch_gfshadow.loggers.memory import MemoryLogger as MemoryLogger
 from torch_gfshadow.loggers.reading import RecordFile as RecordFile

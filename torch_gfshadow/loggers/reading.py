@@ -67,18 +67,15 @@ def read_records(path: str | os.PathLike[str]) -> RecordFile:
         if row is None:
             whole = False
             continue
-        kind = row.pop("type", None)
+        item = parse_row(row, place)
         summary = None  # only a summary that nothing follows belongs to the last session
-        if kind == "header":
-            _check_schema(row, place)
-            headers.append(row)
+        if isinstance(item, Record):
+            records.append(item)
+        elif item["type"] == "header":
+            headers.append(_without_type(item))
             starts.append(len(records))
-        elif kind == "record":
-            records.append(_record(row, place))
-        elif kind == "summary":
-            summary = row
         else:
-            raise _bad_line(place, f"type {kind!r}")
+            summary = _without_type(item)
     return RecordFile(
         header=headers[0] if headers else {},
         records=tuple(records),
@@ -87,6 +84,26 @@ def read_records(path: str | os.PathLike[str]) -> RecordFile:
         headers=tuple(headers),
         starts=tuple(starts),
     )
+
+
+def parse_row(row: Mapping[str, Any], place: str) -> Record | Mapping[str, Any]:
+    """Return the record a line holds, or the header or summary as it is, ``type`` included.
+
+    Raises:
+        ValueError: If it is none of them, or of a newer schema.
+    """
+    kind = row.get("type")
+    if kind == "record":
+        return _record(row, place)
+    if kind == "header":
+        _check_schema(row, place)
+    elif kind != "summary":
+        raise _bad_line(place, f"type {kind!r}")
+    return row
+
+
+def _without_type(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "type"}
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
@@ -111,7 +128,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
         yield torn[0], None
 
 
-def _record(row: dict[str, Any], place: str) -> Record:
+def _record(row: Mapping[str, Any], place: str) -> Record:
     try:
         return Record.from_dict(row)
     except ValueError as error:

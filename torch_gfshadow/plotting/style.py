@@ -40,9 +40,9 @@ def require_matplotlib() -> None:
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of this size in inches; ImportError without matplotlib."""
     require_matplotlib()
-    from matplotlib.figure import Figure
+    from torch_gfshadow.plotting.notebook import NotebookFigure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return NotebookFigure(figsize=(width, height), layout="constrained")
 
 
 def finish(axes: Axes) -> None:

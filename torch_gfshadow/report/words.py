@@ -38,3 +38,8 @@ def steps(count: int) -> str:
 def share_of(part: float | None, whole: float | None) -> str:
     """Return ``part`` in percent of ``whole``."""
     return percent(part / whole if part is not None and whole else None)
+
+
+def printable(text: str) -> str:
+    """Return a user's string without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "�" for c in text)
