@@ -177,3 +177,21 @@ def _check(end_to_end: Tensor, dims: Sequence[int]) -> None:
     if not bool(torch.isfinite(end_to_end).all()):
         bad = float(end_to_end[~torch.isfinite(end_to_end)][0])
         raise AssumptionError(must("end-to-end matrix", "finite", bad, "Draw another."))
+
+
+def uniform_radius(
+    shape: Sequence[int],
+    radius: float,
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Draw a matrix of uniform direction and of Frobenius norm uniform in (0, ``radius``].
+
+    Continuous, so that neither 0 nor any given direction has positive probability.
+    """
+    device = generator.device if generator is not None else None
+    direction = torch.randn(tuple(shape), generator=generator, dtype=dtype, device=device)
+    share = 1.0 - torch.rand((), generator=generator, dtype=dtype, device=device)
+    drawn: Tensor = direction * (radius * share / torch.linalg.vector_norm(direction))
+    return drawn

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow.balance import nearest_balanced, unbalancedness
+from torch_gfshadow.bounds._inputs import layers as matrices
+from torch_gfshadow.bounds._inputs import matrix
 from torch_gfshadow.bounds._scalars import ROUNDING, depth, held, number, vouched
 from torch_gfshadow.bounds.base import Assumption
 from torch_gfshadow.errors import AssumptionError, must
@@ -114,12 +116,12 @@ def setting_of(
     if kind not in ("square", "squared", "mse"):
         fix = "Proposition 3 and Theorem 4 are about ½ mean (Wx − y)²."
         raise AssumptionError(must("loss", "the square loss", repr(loss), fix))
-    layers = _layers(weights)
-    x, y = double("X", inputs), double("Y", targets).reshape(-1)
-    if x.ndim != 2 or x.shape != (y.shape[0], layers[0].shape[1]):
-        got = f"X of shape {tuple(x.shape)} with {y.shape[0]} targets"
-        condition = f"[S, {layers[0].shape[1]}] with S targets"
-        raise AssumptionError(must("X, Y", condition, got, "Samples are rows."))
+    layers = [torch.from_numpy(w) for w in matrices("Ws", weights)]
+    if layers[-1].shape[0] != 1:
+        fix = "Proposition 3 and Theorem 4 are about one output."
+        raise AssumptionError(must("d_n", "1", layers[-1].shape[0], fix))
+    x = tensor("X", inputs, (None, layers[0].shape[1]))
+    y = labels(targets, len(x))
     covariance = x.T @ x / len(x)
     white = float(torch.linalg.matrix_norm(covariance - torch.eye(x.shape[1]).to(x), 2))
     if white > WHITE:
@@ -157,38 +159,18 @@ def setting_of(
     return Setting(made.n, made.r0, made.nu, checked), gap
 
 
-def _layers(weights: Sequence[Any]) -> list[Tensor]:
-    if not hasattr(weights, "__len__"):
-        raise AssumptionError(must("Ws", "a list of matrices", repr(weights), "Give W_1, …, W_n."))
-    depth(len(weights))
-    layers = [double(f"Ws[{i}]", w) for i, w in enumerate(weights)]
-    for index, weight in enumerate(layers):
-        rows = layers[index - 1].shape[0] if index else None
-        if weight.ndim != 2 or (rows is not None and weight.shape[1] != rows):
-            fix = "Layer j maps the output of layer j − 1."
-            condition = f"a matrix with {rows or 'd_0'} columns"
-            raise AssumptionError(
-                must(f"Ws[{index}]", condition, f"shape {tuple(weight.shape)}", fix)
-            )
-    if layers[-1].shape[0] != 1:
-        fix = "Proposition 3 and Theorem 4 are about one output."
-        raise AssumptionError(must("d_n", "1", layers[-1].shape[0], fix))
-    return layers
-
-
-def double(name: str, value: Any) -> Tensor:
-    """Return an array of numbers as a float64 tensor on the CPU.
+def tensor(name: str, value: Any, shape: tuple[int | None, ...] = (None, None)) -> Tensor:
+    """Return a matrix as a float64 tensor on the CPU; ``None`` matches any size.
 
     Raises:
-        AssumptionError: If it is not one, or not finite.
+        AssumptionError: If it is not an array of numbers, of another shape, or not finite.
     """
-    try:
-        tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        fix = "Give rows of equal length."
-        got = f"{type(value).__name__} ({error})"
-        raise AssumptionError(must(name, "an array of numbers", got, fix)) from error
-    if not bool(torch.isfinite(tensor).all()):
-        bad = float(tensor[~torch.isfinite(tensor)][0])
-        raise AssumptionError(must(name, "finite", bad, "Check the data."))
-    return tensor
+    return torch.from_numpy(matrix(name, value, shape))
+
+
+def labels(value: Any, n_samples: int) -> Tensor:
+    """Return one number per sample, shape ``[S]``, from a vector or a column."""
+    is_list = isinstance(value, (list, tuple))
+    flat = all(not hasattr(y, "__len__") for y in value) if is_list else value.ndim == 1
+    column = ([[y] for y in value] if is_list else value[:, None]) if flat else value
+    return tensor("Y", column, (n_samples, 1))[:, 0]

@@ -24,7 +24,7 @@ def number(
         AssumptionError: Otherwise; the message is ``<name> must be <condition>, got <value>. …``.
     """
     try:
-        if isinstance(value, (bool, str, bytes)):
+        if isinstance(value, (bool, str, bytes)):  # float() would take them
             raise TypeError
         found = float(value)
     except (TypeError, ValueError) as error:

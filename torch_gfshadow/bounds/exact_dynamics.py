@@ -1,0 +1,273 @@
+"""The flow from a balanced start in closed form: the tight side of Proposition 3 and Theorem 4.
+
+In the setting of ``_balanced`` the end-to-end row stays in the plane of its start and Λ_yx; its
+size r and alignment ν satisfy, with ν = tanh τ (derived; Proposition 3 bounds the same flow)::
+
+    r' = n r^{2−2/n} (ν − r),   τ' = r^{1−2/n},   loss − min = (r² − 2rν + 1)/2
+    r(τ) = cosh^n τ / (cosh^n τ_0 / r_0 + n ∫_{τ_0}^τ cosh^n)
+
+At ν = 1, where τ is infinite, r' = n r^{2−2/n}(1 − r), and logit r takes the place of τ. Every
+eigenvalue of the Hessian along the flow is known as well, and so are limits on balls around it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torch_gfshadow.bounds._balanced import Setting
+from torch_gfshadow.bounds._scalars import not_negative, number, size
+from torch_gfshadow.bounds.base import Evaluation
+from torch_gfshadow.errors import AssumptionError, must
+
+Array = NDArray[np.float64]
+
+_NODES, _WEIGHTS = (np.asarray(a, np.float64) for a in np.polynomial.legendre.leggauss(6))
+_MOST_CELLS = 400_000
+_MINIMUM = 1e-28
+"""Loss above the minimum that is rounding of r and ν."""
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """The flow at the ends of many short cells; arrays of one length, the start first.
+
+    Attributes:
+        n: Number of weight matrices.
+        times: t, increasing from 0.
+        r: ‖W_{n:1}‖_F.
+        nu: Its alignment with Λ_yx.
+        transverse: √(1 − ν²), kept apart because 1 − ν² cancels.
+    """
+
+    n: int
+    times: Array
+    r: Array
+    nu: Array
+    transverse: Array
+
+    @property
+    def gap(self) -> Array:
+        """Loss above its minimum, decreasing."""
+        return np.asarray(0.5 * ((self.r - self.nu) ** 2 + self.transverse**2))
+
+
+def exact_dynamics(
+    n: int,
+    r0: float,
+    nu: float,
+    times: float | Sequence[float] | None = None,
+    eps_bar: float | None = None,
+    *,
+    width: int = 2,
+) -> Evaluation:
+    """Follow the flow of Proposition 3 exactly.
+
+    Args:
+        n: Number of weight matrices, at least 2.
+        r0: ‖W_{n:1}‖_F at the start, in (0, 0.2].
+        nu: Cosine between W_{n:1} at the start and Λ_yx, in (−1, 1].
+        times: When to look, one time or several, not negative …
+        eps_bar: … or the loss above the minimum, to be told when it is reached.
+        width: The smallest hidden width; with 1 there are fewer directions of escape.
+
+    Returns:
+        ``t``, ``r``, ``nu``, ``gap`` (loss above the minimum) and ``lambda_min`` of the Hessian,
+        lists as long as ``times``. Accurate to about ten digits, not an interval.
+
+    Raises:
+        AssumptionError: If a number is out of range, or neither or both of ``times`` and
+            ``eps_bar`` are given.
+    """
+    setting = Setting.of(n, r0, nu)
+    wide = size("width", width) >= 2
+    if (times is None) == (eps_bar is None):
+        fix = "Ask for times, or for the time at which a loss is reached."
+        raise AssumptionError(must("times, eps_bar", "one of the two", "both or neither", fix))
+    if eps_bar is not None:
+        target = number(
+            "eps_bar",
+            eps_bar,
+            f"above {_MINIMUM:g} and finite",
+            lambda x: x > _MINIMUM,
+            "Below, the loss is the minimum to rounding.",
+        )
+        path = follow(setting, gap=target)
+        asked = np.array([time_of(path, target)])
+    else:
+        listed: Any = times if hasattr(times, "__len__") else [times]
+        asked = np.array([not_negative("times", t, "Time starts at 0.") for t in listed])
+        path = follow(setting, time=float(asked.max(initial=0.0)))
+    r, cosine, sine = _between(path, asked)
+    value = {
+        "t": asked.tolist(),
+        "r": r.tolist(),
+        "nu": cosine.tolist(),
+        "gap": (0.5 * ((r - cosine) ** 2 + sine**2)).tolist(),
+        "lambda_min": lambda_min(setting.n, r, cosine, sine, wide=wide).tolist(),
+    }
+    return Evaluation(value, setting.assumptions)
+
+
+def follow(setting: Setting, *, gap: float = 0.0, time: float = math.inf) -> Path:
+    """Follow the flow until its loss is ``gap`` above the minimum or ``time`` is reached.
+
+    The last cell ends beyond the one or the other, or where the loss is the minimum to rounding.
+
+    Raises:
+        AssumptionError: If that takes too many cells: the start is too near ν = −1.
+    """
+    cells = max(200, 50 * setting.n)
+    aligned = setting.nu >= 1.0
+    begin = _logit(setting.r0) if aligned else math.atanh(setting.nu)
+    cell = min(0.02, 0.5 / setting.n)
+    blocks: list[Path] = []
+    state = _State(begin, 0.0, -math.inf)
+    while True:
+        with np.errstate(over="ignore"):
+            block, state = (_aligned if aligned else _turning)(setting, state, cell, cells)
+        blocks.append(block)
+        if len(blocks) * cells > _MOST_CELLS or not math.isfinite(block.times[-1]):
+            fix = "Ask for a shorter time or a larger loss."
+            got = f"{block.times[-1]:g} after {len(blocks) * cells} cells"
+            raise AssumptionError(must("time to follow", "shorter", got, fix))
+        if block.gap[-1] <= max(gap, _MINIMUM) or block.times[-1] > time:
+            return _joined(setting, blocks)
+
+
+def time_of(path: Path, gap: float) -> float:
+    """Return when the loss comes down to ``gap``; 0 if it starts below."""
+    index = int(np.argmax(path.gap <= gap))
+    if index == 0:
+        return 0.0
+    low, high = float(path.times[index - 1]), float(path.times[index])
+    for _ in range(200):
+        middle = 0.5 * (low + high)
+        r, cosine, sine = _between(path, np.array([middle]))
+        if 0.5 * float((r[0] - cosine[0]) ** 2 + sine[0] ** 2) <= gap:
+            high = middle
+        else:
+            low = middle
+        if high - low <= 1e-15 * high:
+            break
+    return high
+
+
+def lambda_min(n: int, r: Array, nu: Array, transverse: Array, *, wide: bool = True) -> Array:
+    """Return the smallest eigenvalue of the Hessian at balanced weights, exactly (derived).
+
+    Args:
+        n: Number of weight matrices.
+        r: ‖W_{n:1}‖_F.
+        nu: Cosine between W_{n:1} and Λ_yx.
+        transverse: √(1 − ν²).
+        wide: Whether a hidden layer has two units or more.
+    """
+    a = r ** (1.0 / n)
+    big, small = a ** (2 * n - 2), a ** (n - 2)
+    along, force = r - nu, np.hypot(r - nu, transverse)
+    root = math.sqrt(n - 1)
+    blocks = np.zeros((*np.shape(r), 3, 3))
+    blocks[..., 0, 0] = big
+    blocks[..., 0, 1] = blocks[..., 1, 0] = root * (big + small * along)
+    blocks[..., 1, 1] = (n - 1) * big + (n - 2) * small * along
+    blocks[..., 1, 2] = blocks[..., 2, 1] = root * small * transverse
+    blocks[..., 2, 2] = big
+    smallest = np.linalg.eigvalsh(blocks)[..., 0]
+    if n >= 3:
+        smallest = np.minimum(smallest, -small * along)
+    if wide:
+        smallest = np.minimum(smallest, -small * force)
+    return np.asarray(smallest)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Where a block begins: the clock τ (or logit r), the time, and log ∫ cosh^n so far."""
+
+    clock: float
+    time: float
+    log_integral: float
+
+
+def _turning(setting: Setting, state: _State, cell: float, cells: int) -> tuple[Path, _State]:
+    n, start = setting.n, math.atanh(setting.nu)
+    edges = state.clock + cell * np.arange(cells + 1)
+    inside = edges[:-1, None] + 0.5 * cell * (_NODES + 1.0)
+    steps = _log_sum(n * _log_cosh(inside) + np.log(0.5 * cell * _WEIGHTS))
+    log_integral = np.logaddexp.accumulate(np.r_[state.log_integral, steps])
+    # from an edge to each node within its cell: the same rule on the shorter interval
+    parts = 0.5 * (inside - edges[:-1, None])
+    finer = edges[:-1, None, None] + parts[..., None] * (_NODES + 1.0)
+    partial = _log_sum(n * _log_cosh(finer) + np.log(parts[..., None] * _WEIGHTS))
+    at_nodes = np.logaddexp(log_integral[:-1, None], partial)
+
+    def log_r(tau: Any, integral: Any) -> Array:
+        first = n * _log_cosh(np.array(start)) - math.log(setting.r0)
+        return np.asarray(n * _log_cosh(tau) - np.logaddexp(first, math.log(n) + integral))
+
+    pace = np.exp(-(1.0 - 2.0 / n) * log_r(inside, at_nodes))
+    times = state.time + np.r_[0.0, np.cumsum(0.5 * cell * (pace @ _WEIGHTS))]
+    r = np.exp(log_r(edges, log_integral))
+    path = Path(n, times, r, np.tanh(edges), np.exp(-_log_cosh(edges)))
+    return path, _State(float(edges[-1]), float(times[-1]), float(log_integral[-1]))
+
+
+def _aligned(setting: Setting, state: _State, cell: float, cells: int) -> tuple[Path, _State]:
+    n = setting.n
+    edges = state.clock + cell * np.arange(cells + 1)
+    inside = edges[:-1, None] + 0.5 * cell * (_NODES + 1.0)
+    pace = np.exp(-(1.0 - 2.0 / n) * -np.logaddexp(0.0, -inside)) / n
+    times = state.time + np.r_[0.0, np.cumsum(0.5 * cell * (pace @ _WEIGHTS))]
+    r = np.exp(-np.logaddexp(0.0, -edges))
+    path = Path(n, times, r, np.ones_like(r), np.zeros_like(r))
+    return path, _State(float(edges[-1]), float(times[-1]), 0.0)
+
+
+def _joined(setting: Setting, blocks: Sequence[Path]) -> Path:
+    def all_of(name: str) -> Array:
+        first = getattr(blocks[0], name)
+        return np.concatenate([first, *(getattr(block, name)[1:] for block in blocks[1:])])
+
+    return Path(setting.n, *(all_of(name) for name in ("times", "r", "nu", "transverse")))
+
+
+def _between(path: Path, times: Array) -> tuple[Array, Array, Array]:
+    """Interpolate r and the angle of the row by cubics with the slopes of the flow."""
+    times = np.minimum(times, path.times[-1])
+    index = np.clip(np.searchsorted(path.times, times, "right") - 1, 0, len(path.times) - 2)
+    h = path.times[index + 1] - path.times[index]
+    u = np.divide(times - path.times[index], h, out=np.zeros_like(times), where=h > 0.0)
+    n = path.n
+    angle = np.arctan2(path.transverse, path.nu)  # ν = cos φ: φ' = −r^{1−2/n} sin φ
+    slopes_r = n * path.r ** (2 - 2 / n) * (path.nu - path.r)
+    slopes_angle = -(path.r ** (1 - 2 / n)) * path.transverse
+    r = _hermite(u, h, path.r, slopes_r, index)
+    phi = _hermite(u, h, angle, slopes_angle, index)
+    return r, np.cos(phi), np.sin(phi)
+
+
+def _hermite(u: Array, h: Array, values: Array, slopes: Array, index: Any) -> Array:
+    left, right = values[index], values[index + 1]
+    cubic = (1 + 2 * u) * (1 - u) ** 2 * left + u**2 * (3 - 2 * u) * right
+    cubic += h * u * (1 - u) * ((1 - u) * slopes[index] - u * slopes[index + 1])
+    return np.asarray(cubic)
+
+
+def _log_cosh(x: Any) -> Array:
+    size_ = np.abs(x)
+    return np.asarray(size_ + np.log1p(np.exp(-2.0 * size_)) - math.log(2.0))
+
+
+def _log_sum(logs: Array) -> Array:
+    top = logs.max(-1)
+    return np.asarray(top + np.log(np.exp(logs - top[..., None]).sum(-1)))
+
+
+def _logit(r: float) -> float:
+    return math.log(r) - math.log1p(-r)
