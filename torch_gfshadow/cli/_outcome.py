@@ -22,8 +22,9 @@ from torch_gfshadow.experiments.summary import (
 )
 from torch_gfshadow.experiments.verdict import compare
 from torch_gfshadow.record import Record
+from torch_gfshadow.report import can_report, load_runs, write_report
 
-FIGURE_FILE, SUMMARY_FILE = "figure1.png", "summary.json"
+FIGURE_FILE, SUMMARY_FILE, REPORT_FILE = "figure1.png", "summary.json", "report.html"
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Outcome:
                 self.networks[network]["agreement"] = summarise_agreement(agreement)
 
     def finish(self, as_json: bool, keep: bool = True) -> None:
-        """Draw the figure and print the summary: tables, or JSON on stdout.
+        """Draw the figure, write the report and print the summary: tables, or JSON on stdout.
 
         Args:
             as_json: Which of the two.
@@ -66,6 +67,8 @@ class Outcome:
         """
         files = {"figure": self.out / FIGURE_FILE}
         self._draw(files["figure"])
+        files["report"] = self.out / REPORT_FILE
+        self._report(files["report"])
         for network in self.networks:
             files[f"{network} records"] = self.out / network / RECORDS_FILE
             files[f"{network} ratios"] = self.out / network / RATIOS_FILE
@@ -95,6 +98,14 @@ class Outcome:
                 for r in (rows[0].distances if rows else ())
             }
         plotting.figure1(runs, path, overlays=overlays)
+
+    def _report(self, path: Path) -> None:
+        networks = [n for n in self.records if (self.out / n / RECORDS_FILE).is_file()]
+        if not networks or not can_report():
+            return
+        files = [self.out / network / RECORDS_FILE for network in networks]
+        runs = load_runs(files, [TITLES.get(network, network) for network in networks])
+        write_report(runs, path, "Gradient descent beside gradient flow")
 
     def _print_tables(self, console: Console, files: Mapping[str, str]) -> None:
         both = {n: entry for n, entry in self.networks.items() if "agreement" in entry}

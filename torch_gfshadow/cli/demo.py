@@ -27,8 +27,8 @@ def demo(plot_only: Path | None, **values: Any) -> None:
     digits, plain SGD at η = 0.001, 10,000 steps. Where the paper compares with smaller step sizes,
     the shadow integrates gradient flow itself and says how accurately.
 
-    Writes into --out: <network>/records.jsonl (every record, complete at any time), figure1.png
-    and summary.json. Ctrl-C keeps what was recorded.
+    Writes into --out: <network>/records.jsonl (every record, complete at any time), figure1.png,
+    report.html and summary.json. Ctrl-C keeps what was recorded.
     """
     if plot_only is not None:
         redraw(plot_only, values["as_json"])

@@ -5,6 +5,7 @@
 """
 
 from torch_gfshadow.report.findings import find as find
+from torch_gfshadow.report.page import can_report as can_report
 from torch_gfshadow.report.page import render as render
 from torch_gfshadow.report.page import require_report as require_report
 from torch_gfshadow.report.page import write_report as write_report

@@ -24,6 +24,8 @@ from torch_gfshadow.report.findings import find
 from torch_gfshadow.report.limits import bound_rows
 from torch_gfshadow.report.runs import Run
 
+_PACKAGES = ("plotly", "jinja2")
+
 
 def write_report(
     runs: Sequence[Run], path: str | os.PathLike[str], title: str | None = None
@@ -91,13 +93,18 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
     )
 
 
+def can_report() -> bool:
+    """Return whether plotly and jinja2 are installed."""
+    return all(importlib.util.find_spec(package) is not None for package in _PACKAGES)
+
+
 def require_report() -> None:
     """Raise the error of a missing package now, before the work.
 
     Raises:
         ImportError: If plotly or jinja2 is not installed.
     """
-    for package in ("plotly", "jinja2"):
+    for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             fix = 'Run `pip install "torch-gfshadow[report]"`.'
             raise ImportError(must(package, "installed to write reports", "no such package", fix))
