@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 
 from torch_gfshadow.bounds._deep_linear_specs import SPECS as _DEEP_LINEAR
+from torch_gfshadow.bounds._losses import CrossEntropy as CrossEntropy
+from torch_gfshadow.bounds._losses import Logistic as Logistic
+from torch_gfshadow.bounds._losses import Loss as Loss
+from torch_gfshadow.bounds._losses import Square as Square
+from torch_gfshadow.bounds._losses import loss_of as loss_of
 from torch_gfshadow.bounds._scalar_specs import SPECS as _SCALAR
+from torch_gfshadow.bounds._tube import TubeStep as TubeStep
+from torch_gfshadow.bounds._tube import tube_step as tube_step
 from torch_gfshadow.bounds.approximate_balance import approximate_balance as approximate_balance
 from torch_gfshadow.bounds.base import Assumption as Assumption
 from torch_gfshadow.bounds.base import Bound as Bound
@@ -22,6 +29,7 @@ from torch_gfshadow.bounds.proposition2 import proposition2 as proposition2
 from torch_gfshadow.bounds.proposition3 import equation17 as equation17
 from torch_gfshadow.bounds.proposition3 import equation18 as equation18
 from torch_gfshadow.bounds.proposition3 import proposition3 as proposition3
+from torch_gfshadow.bounds.reference_tube import ReferenceTube as ReferenceTube
 from torch_gfshadow.bounds.theorem2 import RadiusCurve as RadiusCurve
 from torch_gfshadow.bounds.theorem2 import Theorem2 as Theorem2
 from torch_gfshadow.bounds.theorem2 import theorem2 as theorem2
@@ -30,6 +38,7 @@ from torch_gfshadow.bounds.theorem4 import equation19 as equation19
 from torch_gfshadow.bounds.theorem4 import equation20 as equation20
 from torch_gfshadow.bounds.theorem4 import theorem4 as theorem4
 from torch_gfshadow.bounds.tight_step import tight_step as tight_step
+from torch_gfshadow.bounds.tube import Tube as Tube
 from torch_gfshadow.bounds.weight_decay import weight_decay as weight_decay
 from torch_gfshadow.bounds.worst_case import worst_case as worst_case
 from torch_gfshadow.hookspecs import hookimpl

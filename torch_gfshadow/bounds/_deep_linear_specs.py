@@ -1,6 +1,6 @@
 """The results on deep linear networks as they are registered."""
 
-from torch_gfshadow.bounds import lemma1, lemma2, proposition1
+from torch_gfshadow.bounds import lemma1, lemma2, proposition1, tube
 from torch_gfshadow.specs import BoundSpec
 
 _PAPER = "Elkabetz & Cohen 2021"
@@ -29,6 +29,15 @@ SPECS = (
         source=f"{_PAPER}, Proposition 1",
         evaluate=proposition1.evaluate,
         parts={"prop1": proposition1.evaluate},
+        live=False,
+    ),
+    BoundSpec(
+        name="tube",
+        factory=tube.Tube,
+        summary="radius around gradient descent that provably contains the flow",
+        source="derived",
+        evaluate=tube.evaluate,
+        parts={"tube_step": tube.evaluate},
         live=False,
     ),
 )

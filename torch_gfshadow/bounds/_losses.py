@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -82,7 +83,7 @@ class Square:
         """(d_n, d_0)."""
         return self.lyx.shape[-2], self.lyx.shape[-1]
 
-    @property
+    @cached_property
     def smoothness(self) -> float:
         """‖Λ_xx‖, rounded up."""
         return float(spectral_norm(self.lxx).max()) + self._data_error(self.lxx, self.lxx)
