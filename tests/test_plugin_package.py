@@ -1,6 +1,7 @@
 """Installed plugins: packages that importlib.metadata really finds, in throw-away directories."""
 
 import importlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -33,6 +34,10 @@ MISSPELT = """
 """
 
 
+def good(name):
+    return {f"{name}_plugin": GOOD.format(name=name)}
+
+
 @pytest.fixture
 def install(tmp_path, monkeypatch):
     """Put a distribution on the path: metadata as an installer writes it, and its module."""
@@ -60,10 +65,6 @@ def install(tmp_path, monkeypatch):
     forget_installed()
     for module in modules:
         sys.modules.pop(module, None)
-
-
-def good(name):
-    return {f"{name}_plugin": GOOD.format(name=name)}
 
 
 def test_an_installed_plugin_is_found_and_described_with_name_and_version(install):
@@ -145,15 +146,59 @@ def test_a_misspelt_hook_names_plugin_version_and_the_known_hooks(install):
         "'gfshadow_stepp'. Registered: gfshadow_attach, .*Did you mean 'gfshadow_step'"
     )
     with pytest.raises(PluginError, match=message):
-        Plugins()
+        Plugins(on_error="raise")
 
 
 def test_two_packages_with_one_name_are_an_error_that_names_both(install):
     install("gfshadow-one", "1.0", {"one": "one_plugin"}, {"one_plugin": GOOD.format(name="same")})
     install("gfshadow-two", "2.0", {"two": "two_plugin"}, {"two_plugin": GOOD.format(name="same")})
-    message = r"'same' from one \(gfshadow-one 1.0\) and from two \(gfshadow-two 2.0\)"
+    message = (
+        r"'same' from one \(gfshadow-one 1.0\) and from two \(gfshadow-two 2.0\). .*"
+        "Registered: console, csv, jsonl, memory, same."
+    )
     with pytest.raises(PluginError, match=message):
-        Plugins()
+        Plugins(on_error="raise")
+
+
+RAISES = {
+    "raises_plugin": """
+        from torch_gfshadow import hookimpl
+
+        @hookimpl
+        def gfshadow_probes():
+            raise OSError("no such device")
+
+        @hookimpl
+        def gfshadow_step(record):
+            raise AssertionError("half a plugin was registered")
+    """
+}
+
+
+@pytest.mark.parametrize(
+    ("sources", "reason"),
+    [
+        ({"typo_plugin": MISSPELT}, "Hook of plugin typo"),
+        (RAISES, "Plugin raises .* raised in gfshadow_probes: OSError"),
+        (good("jsonl"), "got 'jsonl' from torch_gfshadow.loggers"),
+        ({"empty_plugin": "x = 1"}, "Plugin empty .* must be an object with hooks"),
+    ],
+)
+def test_a_broken_plugin_that_is_installed_is_left_out_whole_and_stops_no_run(
+    install, sources, reason, caplog
+):
+    (module,) = sources
+    name = module.removesuffix("_plugin")
+    install(f"gfshadow-{name}", "2.0", {name: module}, sources)
+    install("gfshadow-demo", "1", {"demo": "demo_plugin"}, good("demo"))
+    plugins = Plugins()
+    assert "demo" in plugins.names("loggers")
+    plugins.notify("gfshadow_step", record=None, session=None)
+    assert plugins.errors == []
+    (error,) = plugins.load_errors
+    assert re.search(reason, str(error))
+    assert f"(gfshadow-{name} 2.0)" in str(error)
+    assert f"set TORCH_GFSHADOW_DISABLED_PLUGINS={name}" in caplog.text
 
 
 def test_two_packages_may_share_the_name_of_their_entry_point(install):

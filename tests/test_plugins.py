@@ -449,11 +449,19 @@ def test_interrupts_pass_through(interrupt):
 
 
 def test_a_question_that_raises_names_the_plugin():
-    plugins = Plugins([implementing("gfshadow_flow_for", lambda *values: 1 / 0)])
+    plugin = implementing("gfshadow_flow_for", lambda *values: 1 / 0)
     message = "Plugin Throwaway raised in gfshadow_flow_for: ZeroDivisionError: division by zero"
     with pytest.raises(PluginError, match=message) as error:
-        plugins.first("gfshadow_flow_for", optimizer=None, config={})
+        Plugins([plugin], on_error="raise").first("gfshadow_flow_for", optimizer=None, config={})
     assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+def test_a_question_that_raises_goes_on_to_the_next_plugin():
+    broken = implementing("gfshadow_flow_for", lambda *values: 1 / 0)
+    speaks = implementing("gfshadow_flow_for", lambda *values: "mine")
+    plugins = Plugins([speaks, broken])
+    assert plugins.first("gfshadow_flow_for", optimizer=None, config={}) == "mine"
+    assert "Plugin Throwaway' raised in gfshadow_flow_for" in str(plugins.errors[0])
 
 
 def test_questions_go_to_the_newest_plugin_first_except_where_it_asks_to_be_last():

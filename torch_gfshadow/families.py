@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch_gfshadow.discovery import Owner
@@ -41,35 +41,36 @@ _MEMBERS = {
 }
 
 
-def collect(kind: str, callers: Sequence[tuple[Owner, Callable[..., Any]]]) -> Family:
-    """Return what all plugins register under a family.
+def collect(kind: str, known: Family, owner: Owner, call: Callable[[], Any]) -> Family:
+    """Return what one plugin registers under a family.
 
     Args:
         kind: One of ``KINDS``.
-        callers: One caller of the family's hook per plugin, the newest first.
+        known: What is registered there already.
+        owner: The plugin.
+        call: Calls its hook.
 
     Raises:
-        PluginError: If a plugin raises, yields something else, or takes a name that is taken.
+        PluginError: If the plugin raises, yields something else, or takes a name that is taken.
     """
     family: Family = {}
     hook = PREFIX + kind
-    for owner, call in reversed(callers):  # pluggy begins with the newest
-        try:
-            specs = [spec for answer in call() for spec in answer]
-        except Exception as error:
-            raise PluginError(fault(owner, hook, error)) from error
-        for spec in specs:
-            if not isinstance(spec, KINDS[kind]):
-                wanted = f"a list of {KINDS[kind].__name__}"
-                fix = "Build them with torch_gfshadow.specs."
-                raise PluginError(must(f"{hook} of {owner}", wanted, repr(spec), fix))
-            if spec.name in family:
-                other = family[spec.name][1]
-                raise PluginError(
-                    f"{kind} must have one owner per name, got {spec.name!r} from {other} "
-                    f"and from {owner}. Rename one, or disable one of the plugins."
-                )
-            family[spec.name] = spec, owner
+    try:
+        specs = [spec for answer in call() for spec in answer]
+    except Exception as error:
+        raise PluginError(fault(owner, hook, error)) from error
+    for spec in specs:
+        if not isinstance(spec, KINDS[kind]):
+            wanted = f"a list of {KINDS[kind].__name__}"
+            fix = "Build them with torch_gfshadow.specs."
+            raise PluginError(must(f"{hook} of {owner}", wanted, repr(spec), fix))
+        if taken := (known | family).get(spec.name):
+            raise PluginError(
+                f"{kind} must have one owner per name, got {spec.name!r} from {taken[1]} "
+                f"and from {owner}. Rename one, or disable one of the plugins. "
+                f"Registered: {', '.join(sorted(known | family))}."
+            )
+        family[spec.name] = spec, owner
     return family
 
 

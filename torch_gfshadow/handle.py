@@ -198,15 +198,7 @@ class Shadow:
         parts = self._parts
         optimizer = parts.watched.optimizer
         assert optimizer is not None
-        started = []
-        try:
-            for logger in parts.loggers:
-                logger.start(header)
-                started.append(logger)
-        except Exception:
-            for logger in started:
-                logger.finish({})
-            raise
+        self._tracker.outlet.start(header)
         parts.plugins.notify("gfshadow_attach", session=parts.session)
         with torch.inference_mode(False), torch.no_grad():
             self._timed(self._tracker.start)()

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.record import Record
+from torch_gfshadow.sinks import Sinks
 from torch_gfshadow.status import Status
 
 
@@ -19,7 +20,12 @@ class Outlet:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._sinks = Sinks(parts)
         self._held: Record | None = None
+
+    def start(self, header: Mapping[str, Any]) -> None:
+        """Open the loggers; see :meth:`Sinks.start`."""
+        self._sinks.start(header)
 
     def hold(self, record: Record) -> None:
         """Keep ``record``, and hand it on before the next one."""
@@ -41,8 +47,7 @@ class Outlet:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Close the loggers with the summary; tell the plugins."""
         self.release()
-        for logger in self._parts.loggers:
-            self._parts.isolated(logger.finish, summary, who=f"logger {type(logger).__name__}")
+        self._sinks.finish(summary)
         self._parts.plugins.notify("gfshadow_detach", session=self._parts.session)
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,8 +63,7 @@ class Outlet:
 
     def _send(self, record: Record) -> None:
         parts, session = self._parts, self._parts.session
-        for logger in list(parts.loggers):
-            parts.isolated(logger.write, record, who=f"logger {type(logger).__name__}")
+        self._sinks.write(record)
         parts.plugins.notify("gfshadow_step", record=record, session=session)
         if record.discrepancy is None:
             return

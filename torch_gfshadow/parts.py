@@ -39,15 +39,28 @@ class Parts:
     why_passive: str = ""
 
     def isolated(self, function: Any, *args: Any, who: str) -> Any:
-        """Call one part; if it raises, note it once and go on without its result."""
+        """Call one part; if it raises, note it and go on without its result."""
         try:
             return function(*args)
         except Exception as error:
             if self.settings.on_error == "raise":
                 raise
-            known = {str(e) for e in self.session.errors}
-            if str(error) not in known:
-                self.session.errors.append(error)
-                _log.warning("%s failed and is skipped: %s", who, error)
-                self.plugins.notify("gfshadow_error", exc=error, session=self.session)
+            origin = self.plugins.origin(getattr(function, "__self__", None))
+            self.note(error, f"{who}{origin}", "it is skipped")
             return None
+
+    def note(self, error: Exception, who: str, what: str, *, quiet: bool = False) -> None:
+        """Keep an error that was caught, tell the plugins, and warn; the same words only once.
+
+        Args:
+            error: What was caught.
+            who: Name of the part that raised it, with its package and version.
+            what: What becomes of it.
+            quiet: Whether the warning has been given.
+        """
+        if any(str(error) == str(known) for known in self.session.errors):
+            return
+        self.session.errors.append(error)
+        if not quiet:
+            _log.warning("%s failed, %s: %s: %s", who, what, type(error).__name__, error)
+        self.plugins.notify("gfshadow_error", exc=error, session=self.session)

@@ -16,10 +16,11 @@ from typing import Any
 import pluggy
 
 from torch_gfshadow import hookspecs
-from torch_gfshadow.discovery import Owner, discover
+from torch_gfshadow.discovery import DISABLED, Installed, Owner, discover
 from torch_gfshadow.errors import PluginError, unknown_name
 from torch_gfshadow.families import BUILTINS, KINDS, PREFIX, Family, build, collect, fault, row
 from torch_gfshadow.hookspecs import PROJECT
+from torch_gfshadow.patience import Patience
 from torch_gfshadow.plugin_checks import check_arguments, check_plugin, owner_of
 from torch_gfshadow.specs import Spec
 
@@ -36,16 +37,17 @@ class Plugins:
     Args:
         plugins: Modules or objects with ``@hookimpl`` functions, besides the installed ones.
         disable: Entry-point or distribution names of installed plugins to leave out.
-        on_error: ``"disable"`` mutes a plugin that raises in a notification; ``"raise"`` lets the
-            exception through.
+        on_error: ``"disable"`` leaves out an installed plugin that is broken, and mutes one that
+            raises in a notification or is too slow; ``"raise"`` lets the exception through.
 
     Attributes:
-        errors: What muted plugins raised, one :class:`~torch_gfshadow.errors.PluginError` each.
-        load_errors: Installed plugins that could not be imported.
+        errors: Why plugins were muted, one :class:`~torch_gfshadow.errors.PluginError` each.
+        load_errors: Why installed plugins were left out.
 
     Raises:
-        PluginError: If a plugin has a hook nobody calls, a wrong signature, no hook at all, or a
-            registry hook that raises or registers a name twice.
+        PluginError: If one of ``plugins`` has a hook nobody calls, a wrong signature, no hook at
+            all, or a registry hook that raises or registers a name that is taken; with
+            ``on_error="raise"`` also if an installed plugin has.
         TypeError: If ``plugins`` or ``disable`` is not a sequence.
         ValueError: If ``on_error`` is neither.
     """
@@ -67,18 +69,18 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         if os.environ.get(TRACE, "0") not in ("", "0"):
             self._manager.add_hookcall_monitoring(_trace, lambda *_: None)
+        self._registry: dict[str, Family] = {kind: {} for kind in KINDS}
+        self._made: dict[int, tuple[object, Owner]] = {}
+        self._patience = Patience()
         version = _own_version()
         for name in BUILTINS:
             self._register(import_module(name), Owner(name, "torch-gfshadow", version))
-        installed = discover(disable)
-        self.load_errors = [item.error for item in installed if item.error is not None]
-        for item in installed:
-            if item.error is None:
-                self._register(item.plugin, item.owner)
+        self.load_errors: list[PluginError] = []
+        for item in discover(disable):
+            self._register_installed(item)
         for plugin in plugins:
             if not self._is_registered(plugin):  # also installed, and passed as an object
                 self._register(plugin, owner_of(plugin))
-        self._registry = {kind: collect(kind, self._callers_of(PREFIX + kind)) for kind in KINDS}
 
     def names(self, kind: str) -> list[str]:
         """Return the registered names of a family, built-ins first."""
@@ -103,13 +105,30 @@ class Plugins:
             TypeError: If an instance lacks what its family promises.
             ValueError: If the name is unknown, or needs an argument or takes none.
         """
-        return build(kind, self._family(kind), item)
+        member = build(kind, self._family(kind), item)
+        if isinstance(item, str):
+            self._made[id(member)] = member, self._family(kind)[item.partition(":")[0]][1]
+        return member
+
+    def brought(self, member: object) -> bool:
+        """Say whether a plugin brought the factory that made ``member``."""
+        _, owner = self._made.get(id(member), (None, None))
+        return owner is not None and owner.name not in BUILTINS
+
+    def origin(self, member: object) -> str:
+        """Return `` (package version)`` of the plugin that brought ``member``, or nothing."""
+        if not self.brought(member):
+            return ""
+        owner = self._made[id(member)][1]
+        return f" ({f'{owner.distribution or owner.name} {owner.version}'.strip()})"
 
     def first(self, hook: str, **kwargs: Any) -> Any:
         """Ask a ``firstresult`` hook; return the first answer that is not ``None``.
 
+        A plugin that raises is muted, and the next one is asked.
+
         Raises:
-            PluginError: If a plugin raises; the message names it.
+            PluginError: If a plugin raises and ``on_error="raise"``; the message names it.
         """
         for owner, call in self._callers_of(hook):
             if owner in self._muted:
@@ -117,13 +136,17 @@ class Plugins:
             try:
                 answer = call(**kwargs)
             except Exception as error:
-                raise PluginError(fault(owner, hook, error)) from error
+                what = fault(owner, hook, error)
+                if self.on_error == "raise":
+                    raise PluginError(what) from error
+                self._mute(owner, hook, what, error, kwargs)
+                continue
             if answer is not None:
                 return answer
         return None
 
     def notify(self, hook: str, **kwargs: Any) -> None:
-        """Tell every plugin; one that raises is muted for the session and stops no other.
+        """Tell every plugin; one that raises or is too slow is muted, and stops no other.
 
         The others hear of it through ``gfshadow_error``. KeyboardInterrupt and SystemExit pass.
         """
@@ -131,14 +154,17 @@ class Plugins:
             if owner in self._muted:
                 continue
             try:
-                call(**kwargs)
+                with self._patience.timing(owner):
+                    call(**kwargs)
             except Exception as error:
                 if self.on_error == "raise":
                     error.add_note(f"raised by plugin {owner} in {hook}")
                     raise
-                self._mute(owner, hook, error)
-                if hook != "gfshadow_error" and "session" in kwargs:
-                    self.notify("gfshadow_error", exc=error, session=kwargs["session"])
+                self._mute(owner, hook, fault(owner, hook, error), error, kwargs)
+            else:
+                if self.on_error != "raise" and (slow := self._patience.verdict(owner)):
+                    what = f"Plugin {owner} is too slow in {hook}: it {slow}."
+                    self._mute(owner, hook, what, PluginError(what), kwargs)
 
     def describe(self) -> list[dict[str, str]]:
         """Return one row per registered member: name, kind, summary, plugin, version, source.
@@ -165,7 +191,25 @@ class Plugins:
     def _is_registered(self, plugin: object) -> bool:
         return any(plugin is known for known in self._manager.get_plugins())
 
+    def _register_installed(self, item: Installed) -> None:
+        try:
+            if item.error is not None:  # discovery has warned of it
+                self.load_errors.append(item.error)
+            else:
+                self._register(item.plugin, item.owner)
+        except PluginError as error:
+            if self.on_error == "raise":
+                raise
+            self.load_errors.append(error)
+            _log.warning(
+                "%s The plugin is left out; repair or uninstall it, or set %s=%s.",
+                error,
+                DISABLED,
+                item.owner.name,
+            )
+
     def _register(self, plugin: object, owner: Owner) -> None:
+        """Register a plugin and what it brings, all of it or nothing."""
         check_plugin(self._manager, plugin, owner)
         key = unique = f"{owner.distribution}:{owner.name}"
         while unique in self._owners:  # two instances of one class
@@ -175,7 +219,25 @@ class Plugins:
         try:
             self._manager.register(plugin, unique)
         except (pluggy.PluginValidationError, ValueError) as error:
+            if self._manager.has_plugin(unique):  # registered before it was found invalid
+                self._manager.unregister(name=unique)
             raise PluginError(f"Plugin {owner} cannot be registered: {error}") from error
+        others = [other for other in self._manager.get_plugins() if other is not plugin]
+        try:
+            brought = {
+                kind: collect(
+                    kind,
+                    self._registry[kind],
+                    owner,
+                    self._manager.subset_hook_caller(PREFIX + kind, others),
+                )
+                for kind in KINDS
+            }
+        except PluginError:
+            self._manager.unregister(name=unique)
+            raise
+        for kind, family in brought.items():
+            self._registry[kind].update(family)
         self._owners[unique] = owner
 
     def _hooks_of(self, plugin: object) -> list[str]:
@@ -199,12 +261,15 @@ class Plugins:
             ]
         return self._callers[hook]
 
-    def _mute(self, owner: Owner, hook: str, error: Exception) -> None:
+    def _mute(
+        self, owner: Owner, hook: str, what: str, error: Exception, kwargs: Mapping[str, Any]
+    ) -> None:
         self._muted.add(owner)
-        what = fault(owner, hook, error)
         _log.warning("%s It is muted for this run.", what, exc_info=error)
         # Without the traceback, whose frames would keep the session and its tensors alive.
         self.errors.append(PluginError(what))
+        if hook != "gfshadow_error" and "session" in kwargs:
+            self.notify("gfshadow_error", exc=error, session=kwargs["session"])
 
 
 def _trace(hook: str, implementations: Sequence[Any], kwargs: Mapping[str, object]) -> None:
