@@ -7,6 +7,7 @@ so the discrepancy has a closed form, and the shadow's error bar can be checked 
 """
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import torch_gfshadow as gfs
@@ -38,13 +39,28 @@ def main() -> None:
             f(model, h).backward()
             optimizer.step()
 
+    def exact_at(k: int) -> float:
+        return float(((1 - ETA * h) ** k - torch.exp(-h * ETA * k)).norm())
+
     print("  step        reported          exact   bar holds")
     for record in shadow.records[:: STEPS // 10]:
-        k = record.step
-        exact = float(((1 - ETA * h) ** k - torch.exp(-h * ETA * k)).norm())
+        k, exact = record.step, exact_at(record.step)
         holds = abs(record.discrepancy - exact) <= record.solver_error + 1e-14
         bar = f"{record.discrepancy:.3e} ± {record.solver_error:.0e}"
         print(f"{k:6d}  {bar}  {exact:.3e}   {'yes' if holds else 'NO'}")
+
+    rows = shadow.records[1:]
+    times = [r.time for r in rows]
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    low = [r.discrepancy - r.solver_error for r in rows]
+    high = [r.discrepancy + r.solver_error for r in rows]
+    axes.fill_between(times, low, high, color="#D55E00", alpha=0.3, lw=0, label="error bar")
+    axes.plot(times, [r.discrepancy for r in rows], color="#D55E00", label="reported")
+    axes.plot(times, [exact_at(r.step) for r in rows], "--", color="black", label="exact")
+    axes.set(xlabel="flow time t", ylabel="discrepancy (units of θ)", yscale="log")
+    axes.legend(frameon=False)
+    figure.savefig("01_exact_quadratic.png", dpi=150)
 
 
 if __name__ == "__main__":

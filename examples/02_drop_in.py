@@ -51,6 +51,7 @@ def main() -> None:
             edge = f"{record.edge:8.2f}" if record.edge is not None else " " * 8
             row = f"{record.step:6d} {record.time:6.1f} {record.loss:7.4f}  {bar} {ends}  {edge}"
             print(row, "", record.audit)
+    shadow.plot("02_drop_in.png")
     cost = shadow.summary()
     print(f"cost: {cost['grad_evals_per_step_without_probes']:.2f} gradients per step of the run")
 

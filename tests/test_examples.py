@@ -1,22 +1,55 @@
-"""Every example runs as a user would run it, and says what its docstring promises."""
+"""Every example runs as a user would, says what its docstring promises, draws its picture."""
 
 import runpy
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs_and_prints_a_table(path, capsys, monkeypatch, tmp_path):
+def test_example_runs_prints_a_table_and_draws(path, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(path), run_name="__main__")
     out = capsys.readouterr().out
     assert "±" in out
     assert "NO" not in out
-    assert len(out.splitlines()) >= 8
+    assert len(out.splitlines()) >= 6
+    pixels = imread(tmp_path / f"{path.stem}.png")
+    assert pixels.shape[1] > 500
+    assert pixels.std() > 0.01  # not a blank sheet
 
 
-def test_there_are_examples():
-    assert len(EXAMPLES) >= 2
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_documentation_shows_the_picture_of_every_example(path):
+    picture = f"pictures/{path.stem}.png"
+    assert (ROOT / "docs" / picture).is_file(), "draw it: python docs/draw.py"
+    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    assert picture in page
+    assert f"examples/{path.name}" in page
+
+
+def number(line, column):
+    return float(line.split()[column])
+
+
+def test_halving_the_step_halves_the_discrepancy(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / "03_halve_the_step.py"), run_name="__main__")
+    rows = capsys.readouterr().out.splitlines()[3:]
+    assert all(number(row, 5) == pytest.approx(2, rel=0.03) for row in rows)
+
+
+def test_beyond_the_edge_descent_leaves_the_flow_and_below_it_does_not(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / "04_edge_of_stability.py"), run_name="__main__")
+    below, above = capsys.readouterr().out.split("\nη = ")[1:]
+    edges = [[number(row, 4) for row in part.splitlines()[2:]] for part in (below, above)]
+    ends = [number(part.splitlines()[-1], 5) for part in (below, above)]
+    assert max(edges[0]) < 1 < 2 < max(edges[1])
+    assert ends[1] > 20 * ends[0]

@@ -133,6 +133,16 @@ def test_the_edge_of_stability_is_a_line_once_it_is_near():
     assert len(plotting.plot_records(far).axes[2].get_lines()) == 1
 
 
+def test_under_a_schedule_the_edge_is_a_curve_where_it_is_near():
+    sizes = [0.2] * 25 + [1e-9] * 25  # 2/η = 10, then far away
+    rows = [dataclasses.replace(r, step_size=s) for r, s in zip(records(), sizes, strict=True)]
+    axes = plotting.plot_records(rows).axes[2]
+    edge = axes.get_lines()[1].get_xydata()
+    np.testing.assert_allclose(edge, [(k, 10.0) for k in range(25)])
+    assert axes.get_ylim()[1] < 100
+    assert [text.get_text() for text in axes.texts] == ["dashed: edge of stability at $2/\\eta$"]
+
+
 def test_pyplot_is_not_imported_and_parameters_do_not_move():
     import matplotlib
 

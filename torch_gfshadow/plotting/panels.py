@@ -68,16 +68,25 @@ def draw_overlays(axes: Axes, curves: Mapping[str, Curve]) -> None:
 
 def _draw_lambda_max(axes: Axes, records: Sequence[Record]) -> None:
     _draw_eigenvalue(axes, records, "lambda_max", GREEN)
-    sizes = [record.step_size for record in records if record.step_size]
-    if not sizes:
+    steps, sizes, _ = series(records, "step_size")
+    edges = [(k, 2 / size) for k, size in zip(steps, sizes, strict=True) if size > 0]
+    if not edges:
         return
-    edge = 2 / sizes[-1]
-    if edge < 2 * axes.dataLim.ymax:
-        axes.axhline(edge, color=GREY, lw=0.8, ls="--")
+    label = "edge of stability at $2/\\eta$"
+    near = [(k, edge) for k, edge in edges if edge < 2 * axes.dataLim.ymax]
+    if min(sizes) == max(sizes):
+        label += f" = {edges[-1][1]:,.4g}"
+        if near:
+            axes.axhline(near[-1][1], color=GREY, lw=0.8, ls="--")
+    elif near:  # under a schedule the edge is a curve
+        label = f"dashed: {label}"
+        axes.plot(*zip(*near, strict=True), color=GREY, lw=0.8, ls="--")
+    else:
+        return
     axes.text(
         0.98,
         0.05,
-        f"edge of stability at $2/\\eta$ = {edge:,.4g}",
+        label,
         transform=axes.transAxes,
         ha="right",
         va="bottom",
@@ -137,7 +146,7 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel("loss", 1.0, "training loss $f$ (nats)", _draw_loss, _scale_from_zero),
+    Panel("loss", 1.0, "training loss $f$", _draw_loss, _scale_from_zero),
     Panel(
         "discrepancy",
         1.4,
