@@ -101,7 +101,7 @@ class Sandbox:
 
         Buffers are cloned inside, so transforms may trace it and in-place updates stay there.
         """
-        batch = _cast(batch, dtype)
+        batch = cast_batch(batch, dtype)
 
         def loss(params: Mapping[str, Tensor]) -> Tensor:
             with self.swapped(params, dtype):
@@ -122,7 +122,7 @@ class Sandbox:
         Differentiates while the parameters are lent: a checkpointed model runs its forward again
         during the backward pass, and must find the same ones.
         """
-        batch = _cast(batch, dtype)
+        batch = cast_batch(batch, dtype)
         if create_graph:
             return self._differentiated(params, batch, dtype, _grad_with_graph)
         missing: set[str] = set()
@@ -219,7 +219,8 @@ def _leaves(loss: Tensor) -> Iterable[Tensor]:
     return leaves
 
 
-def _cast(batch: Any, dtype: torch.dtype | None) -> Any:
+def cast_batch(batch: Any, dtype: torch.dtype | None) -> Any:
+    """Return ``batch`` with its floating-point tensors in ``dtype``; ``None`` changes nothing."""
     if dtype is None:
         return batch
     return map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, batch)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch_gfshadow.bounds._deep_linear_specs import SPECS as _DEEP_LINEAR
+from torch_gfshadow.bounds._homogeneous_specs import SPECS as _HOMOGENEOUS
 from torch_gfshadow.bounds._losses import CrossEntropy as CrossEntropy
 from torch_gfshadow.bounds._losses import Logistic as Logistic
 from torch_gfshadow.bounds._losses import Loss as Loss
@@ -48,4 +49,4 @@ from torch_gfshadow.specs import BoundSpec
 @hookimpl
 def gfshadow_bounds() -> Sequence[BoundSpec]:
     """Register the built-in bounds."""
-    return [*_SCALAR, *_DEEP_LINEAR]
+    return [*_SCALAR, *_DEEP_LINEAR, *_HOMOGENEOUS]

@@ -1,0 +1,185 @@
+"""Sum what the chunks of the data contribute to a NetworkPoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torch_gfshadow.network.layers import Dense, every_pair
+from torch_gfshadow.network.norms import SAFETY, sample_norms, stacked_norm
+from torch_gfshadow.network.point import NetworkPoint, Pair
+from torch_gfshadow.network.values import Stage
+
+_EXACT_PATHS = 2**20
+"""Largest number of entries of all B_i of a pair for which their norms are computed one by one."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One chunk of the data run through the network: the stack and p at every pre-activation."""
+
+    stages: Sequence[Stage]
+    signals: Sequence[Tensor]
+    loss: frozenset[str]
+
+
+def assemble(parts: Iterable[Part]) -> NetworkPoint:
+    """Sum what the chunks contribute; each is dropped before the next is made.
+
+    The norm of a sum is bounded by the sum of the norms, chunk by chunk.
+    """
+    first: tuple[Stage, ...] = ()
+    norms: list[float] = []
+    between: list[float] = []
+    sums: dict[tuple[int, int], list[float]] = {}
+    signal, n_kinks, linear = 0.0, 0, True
+    gradient: Tensor | None = None
+    patterns: list[Tensor] = []
+    activations: dict[str, None] = {}
+    loss: frozenset[str] = frozenset()
+    for part in parts:
+        stages, p = part.stages, part.signals
+        if not first:
+            first = tuple(stages)
+            norms = [s.layer.norm(s.weight.detach()) for s in stages]
+            sums = {pair: [0.0, 0.0, 0.0] for pair in every_pair(len(stages))}
+            gradient = torch.zeros(())
+        steps = [math.prod(m.norm for m in s.maps) * SAFETY for s in stages[:-1]]
+        between = [max(a, b) for a, b in zip(between or steps, steps, strict=True)]
+        inputs = stages[0].inputs.flatten(1)
+        signal += float((p[-1].flatten(1).norm(dim=1) * inputs.norm(dim=1)).sum())
+        for pair, total in sums.items():
+            for index, value in enumerate(_contribution(stages, p, norms, steps, *pair)):
+                total[index] += value
+        loss |= part.loss
+        straight = all(m.linear for s in stages for m in s.maps)
+        linear = linear and straight
+        n_kinks += sum(_kinks(s) for s in stages)
+        patterns += [m.pattern for s in stages for m in s.maps if m.pattern is not None]
+        activations |= {m.name: None for s in stages for m in s.maps if m.name}
+        if gradient is not None:
+            share = _end_to_end(part) if straight else None
+            gradient = None if share is None else gradient + share
+    kappa = [s.layer.sharing()[1] for s in first]
+    pairs = {(j, k): _pair(total, math.sqrt(kappa[j] * kappa[k])) for (j, k), total in sums.items()}
+    return NetworkPoint(
+        names=tuple(s.name for s in first),
+        layers=tuple(s.layer for s in first),
+        weights=tuple(s.weight.detach() for s in first),
+        norms=tuple(norms),
+        between=tuple(between),
+        signal=signal * SAFETY,
+        pairs=pairs,
+        linear=linear,
+        activations=tuple(activations),
+        loss=loss,
+        n_kinks=n_kinks,
+        pattern=torch.cat(patterns) if patterns else torch.zeros(0),
+        gradient=gradient,
+    )
+
+
+def _contribution(
+    stages: Sequence[Stage],
+    signals: Sequence[Tensor],
+    norms: Sequence[float],
+    steps: Sequence[float],
+    j: int,
+    k: int,
+) -> tuple[float, float, float]:
+    """Return ‖M'‖², ‖M‖² and Σ b‖p‖‖z‖ for one pair and chunk.
+
+    M'(p_i) is weighted with b_i‖M(z_i)‖/‖M'(p_i)‖ and M(z_i) with its partner, so that no sample
+    pays for another's size; any weights are right.
+    """
+    p, z = signals[k], stages[j].inputs
+    b = _paths(stages, norms, steps, j, k)
+    p_norm, z_norm = p.flatten(1).norm(dim=1), z.flatten(1).norm(dim=1)
+    summed = float((b * p_norm * z_norm).sum()) * SAFETY
+    alive = (p_norm > 0) & (z_norm > 0) & (b > 0)
+    if not bool(alive.any()):
+        return 0.0, 0.0, summed
+    left, right = stages[k].layer.signal_blocks, stages[j].layer.input_blocks
+    p, z, b = p[alive], z[alive], b[alive]
+    ratio = sample_norms(right, z) / sample_norms(left, p)
+    usable = ratio.isfinite() & (ratio > 0)
+    ratio = torch.where(usable, ratio, torch.ones_like(ratio))
+    return stacked_norm(left, p, b * ratio) ** 2, stacked_norm(right, z, b / ratio) ** 2, summed
+
+
+def _pair(total: Sequence[float], sharing: float) -> Pair:
+    left, right, summed = total
+    return Pair(mixed=math.sqrt(left * right), summed=sharing * summed)
+
+
+def _paths(
+    stages: Sequence[Stage], norms: Sequence[float], steps: Sequence[float], j: int, k: int
+) -> Tensor:
+    """Return ‖B_i‖ of every sample, from pre-activation j to the input of layer k."""
+    n_samples = len(stages[j].inputs)
+    product = math.prod(steps[j:k]) * math.prod(norms[j + 1 : k])
+    bound = stages[j].inputs.new_full((n_samples,), product)
+    slopes = [_slopes(stages[layer]) for layer in range(j, k)]
+    if any(s is None for s in slopes):
+        return bound
+    first = slopes[0]
+    assert first is not None
+    if k == j + 1:  # a diagonal
+        return torch.minimum(bound, first.abs().amax(1) * SAFETY)
+    inner = stages[j + 1 : k]
+    matrices = [m for m in map(_matrix, inner) if m is not None]
+    size = n_samples * first.shape[1] * max(s.outputs[0].numel() for s in inner)
+    if len(matrices) < len(inner) or size > _EXACT_PATHS:
+        return bound
+    chain = torch.diag_embed(first)
+    for matrix, slope in zip(matrices, slopes[1:], strict=True):
+        assert slope is not None
+        chain = slope[:, :, None] * (matrix @ chain)
+    return torch.minimum(bound, torch.linalg.matrix_norm(chain, 2) * SAFETY)
+
+
+def _slopes(stage: Stage) -> Tensor | None:
+    """Return the diagonal of the maps after a layer, ``[S, units]``, if they are diagonal."""
+    total = torch.ones_like(stage.outputs.detach()).flatten(1)
+    for done in stage.maps:
+        if not done.elementwise:
+            return None
+        if done.slopes is not None:
+            total = total * done.slopes.flatten(1)
+    return total
+
+
+def _matrix(stage: Stage) -> Tensor | None:
+    """Return W_j if the layer is a plain matrix."""
+    layer, weight = stage.layer, stage.weight.detach()
+    if isinstance(layer, Dense) and layer.positions == 1:
+        return weight if weight.shape == (layer.n_out, layer.n_in) else weight.mT
+    matrix = getattr(layer, "matrix", None)
+    return None if matrix is None else matrix(weight)
+
+
+def _kinks(stage: Stage) -> int:
+    """Count the kinks we sit on; a unit without any input stays where it is and does not count."""
+    total = 0
+    for done in stage.maps:
+        if done.kinks is None or not bool(done.kinks.any()):
+            continue
+        at = done.kinks
+        if at.shape == stage.outputs.shape:
+            with torch.no_grad():
+                size = stage.apply(stage.weight.detach().abs(), stage.inputs.abs())
+            at = at & (size != 0)
+        total += int(at.sum())
+    return total
+
+
+def _end_to_end(part: Part) -> Tensor | None:
+    plain = all(isinstance(s.layer, Dense) and s.layer.positions == 1 for s in part.stages)
+    maps = [m for s in part.stages for m in s.maps if m.slopes is not None]
+    if not plain or maps:
+        return None
+    return part.signals[-1].mT @ part.stages[0].inputs

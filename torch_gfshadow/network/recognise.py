@@ -1,0 +1,111 @@
+"""Recognise a network: run the objective once under the tape and collect what it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torch_gfshadow._sandbox import cast_batch
+from torch_gfshadow.network.assemble import Part, assemble
+from torch_gfshadow.network.point import NetworkPoint
+from torch_gfshadow.network.tape import Tape
+from torch_gfshadow.network.values import CONCAVE, Head, Signal, Stage, Unknown, Value, Weight
+from torch_gfshadow.objective import Objective
+
+# ⟨p_j, W_j z_{j−1}⟩ is the same at every layer of a bias-free homogeneous network (Euler); in
+# float64 it is off by rounding only, and by whatever a call did that we did not understand.
+_EULER_TOLERANCE = 1e-8
+
+
+@dataclass(frozen=True)
+class NotCovered:
+    """Why no theorem about bias-free homogeneous networks applies, in one sentence."""
+
+    reason: str
+
+
+class _RefusalError(Exception):
+    pass
+
+
+def recognise(objective: Objective, theta: Tensor) -> NetworkPoint | NotCovered:
+    """Return the stack of layers that ``objective`` is at ``theta``, or why it is none.
+
+    Covered are bias-free linear and convolution layers, each followed by homogeneous activations
+    (ReLU, leaky and fixed parametric ReLU, |·|, identity), average- or max-pools, reshapes and
+    scalings, in whatever way the model is written, under a loss that is convex in the output.
+    Everything is evaluated in float64, at a cost of one gradient; nothing of the live model is
+    touched.
+
+    Args:
+        objective: f.
+        theta: Flat parameters, shape ``[d]``.
+
+    Returns:
+        The network at this point, or a sentence.
+    """
+    objective.ledger.grads["bounds"] += 1
+    if objective.reduce is not None:
+        return NotCovered("Not covered: the objective is spread over several ranks.")
+    try:
+        with objective.guard():
+            return assemble(_parts(objective, theta))
+    except _RefusalError as refusal:
+        return NotCovered(f"Not covered: {refusal}.")
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        line = (str(error).splitlines() or [""])[0]
+        return NotCovered(f"Not covered: the model does not run in float64 ({line}).")
+
+
+def _parts(objective: Objective, theta: Tensor) -> Iterator[Part]:
+    sandbox, dtype = objective.sandbox, torch.float64
+    params = sandbox.params_at(theta, dtype, requires_grad=True)
+    names = {parameter: name for name, parameter in params.items()}
+    for batch, weight in objective.chunks():
+        cast = cast_batch(batch, dtype)
+        with sandbox.swapped(params, dtype):
+            with Tape(names) as tape:
+                loss = sandbox.forward(cast)
+            stages, kinds = _stack(tape.value(loss))
+            outputs = [stage.outputs for stage in stages]
+            signals = [g * weight for g in torch.autograd.grad(loss, outputs)]
+        part = Part(stages, signals, kinds)
+        _check_euler(part)
+        yield part
+
+
+def _stack(value: Value | None) -> tuple[tuple[Stage, ...], frozenset[str]]:
+    """Return the stack behind the loss.
+
+    Raises:
+        _RefusalError: If it is not one, or the loss is not known to be convex in its output.
+    """
+    if isinstance(value, Unknown):
+        raise _RefusalError(value.reason)
+    if value is None or isinstance(value, Weight) or not value.stages:
+        raise _RefusalError("the loss does not depend on a layer applied to data")
+    if isinstance(value, Signal):
+        return value.stages, frozenset()
+    assert isinstance(value, Head)
+    if value.shape == CONCAVE:
+        raise _RefusalError("the loss is concave in the output")
+    return value.stages, value.kinds
+
+
+def _check_euler(part: Part) -> None:
+    sums = [
+        (p * s.outputs.detach()).flatten(1).sum(1)
+        for p, s in zip(part.signals, part.stages, strict=True)
+    ]
+    scale = max(
+        float((p * s.outputs.detach()).abs().flatten(1).sum(1).max())
+        for p, s in zip(part.signals, part.stages, strict=True)
+    )
+    for here, stage in zip(sums[:-1], part.stages, strict=False):
+        if float((here - sums[-1]).abs().max()) > _EULER_TOLERANCE * scale:
+            raise _RefusalError(
+                f"what follows layer {stage.name.removesuffix('.weight')!r} is not homogeneous"
+            )
