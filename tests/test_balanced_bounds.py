@@ -31,7 +31,9 @@ def start(n, r0, nu, d0=4, width=3, gauge=None):
     """Balanced weights with this size and alignment; Λ_yx = e_1."""
     row = torch.zeros(1, d0, dtype=F64)
     row[0, 0], row[0, 1] = r0 * nu, r0 * math.sqrt(max(0.0, 1 - nu * nu))
-    return balanced_factors(row, [d0, *[width] * (n - 1), 1], gauge)
+    return balanced_factors(
+        row, [d0, *[width] * (n - 1), 1], turn=gauge is not None, generator=gauge
+    )
 
 
 class Network:
@@ -237,7 +239,9 @@ def problem(d0=5, samples=60, seed=0):
 def balanced(d0=5, n=3, norm=0.1, seed=3):
     g = torch.Generator().manual_seed(seed)
     row = torch.randn(1, d0, generator=g, dtype=F64)
-    return balanced_factors(norm * row / row.norm(), [d0, *[4] * (n - 1), 1], g)
+    return balanced_factors(
+        norm * row / row.norm(), [d0, *[4] * (n - 1), 1], turn=True, generator=g
+    )
 
 
 def test_theorem_4_reads_its_numbers_off_weights_and_data():
@@ -400,7 +404,7 @@ def test_factors_are_balanced_and_multiply_to_the_matrix(dims, gauge):
     rank = min(dims)
     left = torch.randn(dims[-1], rank, generator=g, dtype=F64)
     matrix = left @ torch.randn(rank, dims[0], generator=g, dtype=F64)
-    layers = balanced_factors(matrix, dims, None if gauge is None else g)
+    layers = balanced_factors(matrix, dims, turn=gauge is not None, generator=g)
     assert [tuple(w.shape) for w in layers] == [(b, a) for a, b in pairwise(dims)]
     product = layers[0]
     for w in layers[1:]:

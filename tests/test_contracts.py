@@ -70,12 +70,24 @@ def test_built_in_bounds_are_sound(name):
     assert_bound_sound(lambda case: BUILTIN["bounds"][name].factory(), estimate=True)
 
 
+def linear_network():
+    return nn.Sequential(nn.Linear(4, 6), nn.Flatten(), nn.Linear(6, 3, bias=False))
+
+
 @pytest.mark.parametrize("name", BUILTIN["inits"])
 def test_built_in_initialisers_keep_the_contract(name):
-    assert_init_contract(BUILTIN["inits"][name].factory)
+    assert_init_contract(
+        BUILTIN["inits"][name].factory, linear_network if name == "balanced" else None
+    )
 
 
-@pytest.mark.parametrize("name", ["scaled_xavier_uniform", "scaled_kaiming_uniform"])
+def test_procedure_1_starts_balanced():
+    assert_init_balanced(BUILTIN["inits"]["balanced"].factory(), tol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "name", ["scaled_xavier_uniform", "scaled_kaiming_uniform", "scaled_normal"]
+)
 def test_near_zero_starts_scale_and_are_nearly_balanced(name):
     make = BUILTIN["inits"][name].factory
     assert_init_scales(make)

@@ -11,10 +11,12 @@ from torch_gfshadow.inits import (
     ScaledInit,
     gfshadow_inits,
     scaled_kaiming_uniform_,
+    scaled_normal_,
     scaled_xavier_uniform_,
 )
 
 FILLS = [scaled_xavier_uniform_, scaled_kaiming_uniform_]
+EVERY = [*FILLS, scaled_normal_]
 TORCH = {
     scaled_xavier_uniform_: nn.init.xavier_uniform_,
     scaled_kaiming_uniform_: nn.init.kaiming_uniform_,
@@ -48,12 +50,20 @@ def test_the_entries_are_uniform_up_to_the_stated_limit(fill, weight):
     assert weight.mean() == pytest.approx(0.0, abs=0.03 * limit)
 
 
-@pytest.mark.parametrize("fill", FILLS)
+def test_gaussian_entries_keep_the_variance_of_the_inputs_times_the_scale():
+    weight = torch.empty(200, 30, 2, 2, dtype=torch.float64)
+    scaled_normal_(weight, 0.2, generator=torch.Generator().manual_seed(0))
+    assert weight.std() == pytest.approx(0.2 / math.sqrt(120), rel=0.02)
+    assert weight.mean() == pytest.approx(0.0, abs=1e-3)
+    assert weight.abs().max() > 3 * weight.std()
+
+
+@pytest.mark.parametrize("fill", EVERY)
 def test_it_fills_in_place_and_returns_its_argument(fill, weight):
     assert fill(weight) is weight
 
 
-@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("fill", EVERY)
 def test_a_parameter_stays_a_leaf_without_history(fill):
     parameter = nn.Parameter(torch.empty(3, 4))
     fill(parameter)
@@ -62,26 +72,26 @@ def test_a_parameter_stays_a_leaf_without_history(fill):
     assert parameter.grad_fn is None
 
 
-@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("fill", EVERY)
 def test_a_generator_leaves_the_global_random_state_alone(fill, weight):
     before = torch.get_rng_state()
     fill(weight, generator=torch.Generator().manual_seed(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("fill", EVERY)
 def test_it_runs_where_the_tensor_lives(fill):
     assert fill(torch.empty(3, 4, device="meta")).device.type == "meta"
 
 
-@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("fill", EVERY)
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
 def test_a_scale_that_is_not_positive_and_finite_is_refused(fill, scale, weight):
     with pytest.raises(ValueError, match=rf"scale must be positive and finite, got {scale!r}"):
         fill(weight, scale)
 
 
-@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("fill", EVERY)
 def test_a_vector_is_refused(fill):
     with pytest.raises(ValueError, match=r"tensor must be at least two-dimensional, got .*\(3,\)"):
         fill(torch.empty(3))
@@ -126,7 +136,10 @@ def test_a_computed_weight_is_refused_before_anything_changes():
     assert torch.equal(model[0].weight, before)
 
 
-@pytest.mark.parametrize("spec", gfshadow_inits(), ids=lambda spec: spec.name)
+SCALED = [spec for spec in gfshadow_inits() if spec.name.startswith("scaled")]
+
+
+@pytest.mark.parametrize("spec", SCALED, ids=lambda spec: spec.name)
 def test_registered_initialisers_take_their_scale_as_text(spec):
     init = spec.factory("0.05")
     assert isinstance(init, Init)

@@ -13,6 +13,7 @@ from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.plugins import Plugins
 from torch_gfshadow.probes import (
+    Balancedness,
     GradientAlignment,
     GradientNorm,
     LambdaMax,
@@ -26,7 +27,9 @@ from torch_gfshadow.probes import base as base_module
 from torch_gfshadow.record import FIELDS
 from torch_gfshadow.testing import assert_inert, toy_run
 
-BUILTIN = (LambdaMin, LambdaMax, GradientNorm, GradientAlignment, ParameterNorm, Trace)
+BUILTIN = (
+    LambdaMin, LambdaMax, GradientNorm, GradientAlignment, ParameterNorm, Trace, Balancedness,
+)  # fmt: skip
 
 
 class Setup:

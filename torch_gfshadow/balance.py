@@ -17,7 +17,11 @@ from torch_gfshadow.errors import AssumptionError, must
 
 
 def balanced_factors(
-    end_to_end: Tensor, dims: Sequence[int], generator: torch.Generator | None = None
+    end_to_end: Tensor,
+    dims: Sequence[int],
+    *,
+    turn: bool = False,
+    generator: torch.Generator | None = None,
 ) -> list[Tensor]:
     """Factor a matrix A into balanced W_1, …, W_n with W_n ⋯ W_1 = A (Procedure 1).
 
@@ -28,8 +32,9 @@ def balanced_factors(
     Args:
         end_to_end: A, shape ``[d_n, d_0]``; zeros give zero weights, a saddle.
         dims: d_0, d_1, …, d_n.
-        generator: If given, every hidden layer is turned by a random orthogonal matrix, which
-            keeps A and the balance. Without it the hidden units beyond the rank are zero.
+        turn: Turn every hidden layer by a random orthogonal matrix, which keeps A and the
+            balance. Without it the hidden units beyond the rank are zero.
+        generator: Source of randomness; the global one if not given.
 
     Returns:
         W_1, …, W_n, in the dtype and on the device of A.
@@ -59,11 +64,11 @@ def balanced_factors(
             layer[:, :width] = u[:, :width] * root
         else:
             layer[:width, :width] = torch.diag(root)
-    if generator is not None:
+    if turn:
         turns = [_orthogonal(layer.shape[0], layer, generator) for layer in layers[:-1]]
-        for j, turn in enumerate(turns):
-            layers[j] = turn @ layers[j]
-            layers[j + 1] = layers[j + 1] @ turn.T
+        for j, q in enumerate(turns):
+            layers[j] = q @ layers[j]
+            layers[j + 1] = layers[j + 1] @ q.T
     return layers
 
 
@@ -153,11 +158,11 @@ def _unit(vector: Tensor) -> Tensor:
     return vector / norm
 
 
-def _orthogonal(size: int, like: Tensor, generator: torch.Generator) -> Tensor:
+def _orthogonal(size: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return a random orthogonal matrix, uniform in Haar measure."""
-    normal = torch.randn(
-        size, size, generator=generator, dtype=like.dtype, device=generator.device
-    ).to(like.device)
+    device = generator.device if generator is not None else "cpu"
+    normal = torch.randn(size, size, generator=generator, dtype=like.dtype, device=device)
+    normal = normal.to(like.device)
     q, r = torch.linalg.qr(normal)
     turned: Tensor = q * torch.sign(torch.diagonal(r))
     return turned
@@ -180,18 +185,28 @@ def _check(end_to_end: Tensor, dims: Sequence[int]) -> None:
 
 
 def uniform_radius(
-    shape: Sequence[int],
+    shape: tuple[int, int],
     radius: float,
     *,
+    rank: int | None = None,
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Draw a matrix of uniform direction and of Frobenius norm uniform in (0, ``radius``].
+    """Draw a Gaussian matrix, scaled to a Frobenius norm uniform in (0, ``radius``].
 
-    Continuous, so that neither 0 nor any given direction has positive probability.
+    Continuous, so that neither 0 nor any given direction has positive probability; a single row
+    or column has a uniform direction. Below full rank it is a product of two Gaussian matrices.
     """
-    device = generator.device if generator is not None else None
-    direction = torch.randn(tuple(shape), generator=generator, dtype=dtype, device=device)
+    device = generator.device if generator is not None else "cpu"
+
+    def normal(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator, dtype=dtype, device=device)
+
+    rows, columns = shape
+    if rank is None or rank >= min(shape):
+        matrix = normal(rows, columns)
+    else:
+        matrix = normal(rows, rank) @ normal(rank, columns)
     share = 1.0 - torch.rand((), generator=generator, dtype=dtype, device=device)
-    drawn: Tensor = direction * (radius * share / torch.linalg.vector_norm(direction))
+    drawn: Tensor = matrix * (radius * share / torch.linalg.matrix_norm(matrix))
     return drawn

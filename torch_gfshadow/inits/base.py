@@ -93,6 +93,29 @@ def scaled_kaiming_uniform_(
         return tensor.mul_(scale)
 
 
+def scaled_normal_(
+    tensor: Tensor, scale: float = 0.1, generator: torch.Generator | None = None
+) -> Tensor:
+    """Fill ``tensor`` with a Gaussian of mean 0 and standard deviation ``scale`` / √fan_in.
+
+    At scale 1 a layer keeps the variance of its inputs.
+
+    Args:
+        tensor: A weight of at least two dimensions; changed in place.
+        scale: Factor on every entry, positive.
+        generator: Source of randomness; the global one if not given.
+
+    Returns:
+        ``tensor``.
+
+    Raises:
+        ValueError: If ``scale`` is not positive and finite, or ``tensor`` has under two dimensions.
+    """
+    _check(tensor, scale)
+    fan_in = tensor.shape[1] * math.prod(tensor.shape[2:])
+    return nn.init.normal_(tensor, 0.0, scale / math.sqrt(max(1, fan_in)), generator=generator)
+
+
 class ScaledInit:
     """Apply one of the functions above to every linear and convolutional layer; biases become 0.
 

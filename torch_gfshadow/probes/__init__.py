@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch_gfshadow.hookspecs import hookimpl
+from torch_gfshadow.probes.balancedness import Balancedness as Balancedness
 from torch_gfshadow.probes.base import Point as Point
 from torch_gfshadow.probes.base import Probe as Probe
 from torch_gfshadow.probes.gradient_alignment import GradientAlignment as GradientAlignment
@@ -48,5 +49,11 @@ def gfshadow_probes() -> Sequence[ProbeSpec]:
             factory=Trace,
             summary="trace of the Hessian with its standard error (argument: samples)",
             source="Hutchinson 1990",
+        ),
+        ProbeSpec(
+            name="balancedness",
+            factory=Balancedness,
+            summary="how balanced neighbouring layers are, and whether the flow conserves it",
+            source="Elkabetz & Cohen 2021, Section 4",
         ),
     ]
