@@ -5,6 +5,7 @@ import click
 from torch_gfshadow.cli._group import OneLineErrors
 from torch_gfshadow.cli.bound import bound
 from torch_gfshadow.cli.demo import demo
+from torch_gfshadow.cli.doctor import doctor
 from torch_gfshadow.cli.plugins import plugins
 from torch_gfshadow.cli.report import report
 from torch_gfshadow.cli.reproduce import reproduce
@@ -23,3 +24,4 @@ main.add_command(bound)
 main.add_command(plugins)
 main.add_command(report)
 main.add_command(tail)
+main.add_command(doctor)

@@ -1,0 +1,107 @@
+"""Really: the referee. Set the parameters, run the model, call backward, read ``.grad``.
+
+Of the library's own evaluation it uses the data and the recorded random numbers, nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_gfshadow._data import map_tensors
+from torch_gfshadow._purity import unwrap
+from torch_gfshadow._tree import Layout
+from torch_gfshadow.objective import Objective
+
+# Fractions of the usual ε^(1/3) step: a kink or a flat direction may want a shorter one.
+_STEPS = (1.0, 0.1, 0.01)
+
+
+class Really:
+    """Loss and gradient of the mean loss at any θ, by moving a model there.
+
+    Buffers are put back before every evaluation and random numbers replayed, so that the same
+    function is seen at each of them.
+
+    Args:
+        model: A model made like the one to judge; it will be changed.
+        objective: The objective to judge: gives the batches and the random numbers.
+        dtype: Cast model and batches to this precision first.
+    """
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, dtype: torch.dtype | None = None
+    ) -> None:
+        judged = objective.sandbox.model
+        self._model = unwrap(model)
+        self._model.load_state_dict(judged.state_dict())
+        for mine, theirs in zip(self._model.modules(), judged.modules(), strict=True):
+            mine.training = theirs.training
+        if dtype is not None:
+            self._model.to(dtype)
+        self._objective = objective
+        self._fn: Callable[[nn.Module, Any], Tensor] = objective.sandbox.fn
+        self._dtype = dtype
+        named = dict(self._model.named_parameters())
+        self._layout = Layout(objective.layout.names, [named[n] for n in objective.layout.names])
+        self._buffers = {name: b.clone() for name, b in self._model.named_buffers()}
+
+    def __call__(self, theta: Tensor) -> tuple[float, Tensor]:
+        """Return ``(f(θ), ∇f(θ))``; the gradient has the shape and dtype of ``theta``."""
+        sandbox = self._objective.sandbox
+        total, flat = 0.0, torch.zeros_like(theta)
+        with torch.no_grad():
+            values = torch.split(theta, list(self._layout.sizes))
+            for param, value in zip(self._layout.params, values, strict=True):
+                param.copy_(value.view(param.shape))
+        with sandbox.streams.kept():
+            for batch, weight in self._objective.chunks():
+                self._restore_buffers()
+                self._model.zero_grad(set_to_none=True)
+                sandbox.streams.load(sandbox.random_state)
+                loss = self._fn(self._model, self._cast(batch))
+                torch.autograd.backward(loss)
+                total += weight * loss.item()
+                grads = [_dense(p.grad) for p in self._layout.params]
+                flat = flat.add(self._layout.flatten(grads, theta.dtype), alpha=weight)
+        return total, flat
+
+    def hessian_product(self, theta: Tensor, direction: Tensor) -> tuple[Tensor, float]:
+        """Return ∇²f(θ)·``direction`` by central differences, and how sure it is.
+
+        Args:
+            theta: Where, shape ``[d]``.
+            direction: A unit vector, shape ``[d]``.
+
+        Returns:
+            The product of the best step, and its distance to the next step's over its norm: an
+            estimate of the referee's own relative error.
+        """
+        unit = max(float(theta.norm()), 1.0) * torch.finfo(theta.dtype).eps ** (1 / 3)
+        products = []
+        for step in (fraction * unit for fraction in _STEPS):
+            ahead, behind = self(theta + step * direction)[1], self(theta - step * direction)[1]
+            products.append((ahead - behind) / (2 * step))
+        gaps = [float((a - b).norm()) for a, b in itertools.pairwise(products)]
+        best = min(range(len(gaps)), key=gaps.__getitem__)
+        size = float(products[best].norm())
+        return products[best], gaps[best] / size if size else 0.0
+
+    def _restore_buffers(self) -> None:
+        with torch.no_grad():
+            for name, buffer in self._model.named_buffers():
+                buffer.copy_(self._buffers[name])
+
+    def _cast(self, batch: Any) -> Any:
+        dtype = self._dtype
+        if dtype is None:
+            return batch
+        return map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, batch)
+
+
+def _dense(grad: Tensor | None) -> Tensor | None:
+    return grad.to_dense() if grad is not None and grad.is_sparse else grad
