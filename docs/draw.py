@@ -1,4 +1,4 @@
-"""Draw the pictures of the documentation anew: run every example, keep what it drew.
+"""Draw the pictures of the documentation anew: run every example and figure, keep what it drew.
 
 python docs/draw.py [name …]
 """
@@ -18,7 +18,8 @@ def main(names: list[str]) -> None:
     """Run the examples named, or all, in a folder of their own and move their pictures here."""
     target = ROOT / "docs" / "pictures"
     target.mkdir(exist_ok=True)
-    for example in sorted((ROOT / "examples").glob("[0-9]*.py")):
+    scripts = [*(ROOT / "examples").glob("*.py"), *(ROOT / "docs" / "_figures").glob("*.py")]
+    for example in sorted(scripts):
         if names and example.stem not in names:
             continue
         with tempfile.TemporaryDirectory() as scratch:

@@ -11,6 +11,9 @@ import sys
 import pytest
 from pages import ROOT, Block, blocks, needs, run_page
 
+from torch_gfshadow import Status
+from torch_gfshadow.record import FIELDS
+
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 
@@ -111,3 +114,20 @@ def test_exempt_blocks_say_why(tmp_path):
     assert run_page(page(tmp_path, text), tmp_path) == 0
     assert needs(text) == ["nope.nope"]
     assert blocks(text) == [Block("bash", "", "false\n", "not run: needs two machines", 2)]
+
+
+# -- what the pages promise to list ---------------------------------------------------------------
+
+
+def test_reading_the_numbers_explains_every_field_and_every_status():
+    text = (DOCS / "reading.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"`([a-z_]+)`", text))
+    assert set(FIELDS) - {"status_detail", "extras"} <= explained
+    assert {status.value for status in Status} <= explained
+
+
+def test_guarantees_name_tests_that_exist():
+    text = (DOCS / "guarantees.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`(test_\w+\.py)`", text))
+    assert len(names) > 5
+    assert all((ROOT / "tests" / name).is_file() for name in names)

@@ -8,6 +8,7 @@ from matplotlib.image import imread
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+FIGURES = sorted((ROOT / "docs" / "_figures").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -21,6 +22,14 @@ def test_example_runs_prints_a_table_and_draws(path, capsys, monkeypatch, tmp_pa
     pixels = imread(tmp_path / f"{path.stem}.png")
     assert pixels.shape[1] > 500
     assert pixels.std() > 0.01  # not a blank sheet
+
+
+@pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.stem)
+def test_a_figure_of_the_documentation_is_drawn_by_its_script(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(path), run_name="__main__")
+    assert imread(tmp_path / f"{path.stem}.png").std() > 0.01
+    assert (ROOT / "docs" / "pictures" / f"{path.stem}.png").is_file()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -17,6 +17,7 @@ from torch_gfshadow import bounds as bounds
 from torch_gfshadow import flows as flows
 from torch_gfshadow import inits as inits
 from torch_gfshadow import loggers as loggers
+from torch_gfshadow import optim as optim
 from torch_gfshadow import probes as probes
 from torch_gfshadow import solvers as solvers
 from torch_gfshadow.attach import attach as attach
