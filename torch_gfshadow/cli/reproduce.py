@@ -8,11 +8,15 @@ import click
 
 from torch_gfshadow.cli._options import OneOf, choices, run_options
 from torch_gfshadow.cli._run import run
+from torch_gfshadow.cli.studies import certificates_command
 
 
 @click.group()
 def reproduce() -> None:
-    """Reproduce a figure of the paper."""
+    """Reproduce a figure of the paper, or a study of its theorems."""
+
+
+reproduce.add_command(certificates_command)
 
 
 @reproduce.command()
