@@ -5,6 +5,8 @@ Needs no test runner: every ``assert_…`` raises AssertionError with a sentence
 """
 
 from torch_gfshadow.testing.bounds import assert_bound_sound as assert_bound_sound
+from torch_gfshadow.testing.checking import Check as Check
+from torch_gfshadow.testing.checking import check_package as check_package
 from torch_gfshadow.testing.closed_form import ClosedForm as ClosedForm
 from torch_gfshadow.testing.closed_form import closed_forms as closed_forms
 from torch_gfshadow.testing.flows import assert_flow_is_limit as assert_flow_is_limit
