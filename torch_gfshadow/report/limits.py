@@ -12,6 +12,7 @@ from torch_gfshadow.report.traces import LARGEST, Points, band, drawable, line, 
 from torch_gfshadow.report.words import number
 
 _DASHES = ("dash", "dashdot", "longdash", "dot")
+_SHADES = tuple(f"@run{i}" for i in (0, 2, 3, 4, 5, 6, 7))  # the discrepancy is vermillion
 _DECADES = 6.0
 """How far above the discrepancy the axis reaches at first; a bound may be e^1000."""
 
@@ -31,7 +32,7 @@ def limits(runs: Sequence[Run]) -> Figure | None:
         traces += present(band(found, tint, True, name, max(found.values, default=1.0) * 3))
         traces.append(line(name, found, tint))
         for index, bound in enumerate(bounds):
-            shade = f"@run{(index + 1) % 8}" if len(runs) == 1 else colour
+            shade = _SHADES[index % len(_SHADES)] if len(runs) == 1 else colour
             traces += _curves(run, bound, label(bound), shade, _DASHES[index % len(_DASHES)])
     if not any(bound_names(run) for run in runs):
         return None
