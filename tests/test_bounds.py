@@ -16,6 +16,7 @@ from torch_gfshadow.bounds import (
     gfshadow_bounds,
     theorem2,
 )
+from torch_gfshadow.record import exceeded
 from torch_gfshadow.testing import make_record
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "theorem2.json").read_text())
@@ -153,11 +154,49 @@ def test_a_value_knows_its_logarithm_where_it_overflows():
     assert BoundValue(1000.0).value == math.inf
     assert BoundValue(-math.inf).value == 0.0
     assert BoundValue(math.log(2.0)).to_cell() == {
+        "of": "discrepancy",
         "value": pytest.approx(2.0),
         "log_value": math.log(2.0),
         "certified": False,
+        "kind": "estimated",
+        "why": "",
         "status": "ok",
     }
+
+
+def test_a_cell_compares_the_limit_with_what_was_measured():
+    sure = (Assumption("a", "given", True),)
+    record = make_record(1, discrepancy=0.5, lambda_min=-2.0)
+    cell = BoundValue(math.log(2.0), sure).to_cell(record)
+    assert (cell["slack"], cell["tightness"]) == (pytest.approx(1.5), pytest.approx(4.0))
+    floor = BoundValue(math.log(6.0), sure, of="lambda_min").to_cell(record)
+    assert floor["value"] == pytest.approx(-6.0)
+    assert (floor["slack"], floor["tightness"]) == (pytest.approx(4.0), pytest.approx(3.0))
+    nothing = BoundValue(math.inf, sure, "why not").to_cell(record)
+    assert (nothing["slack"], nothing["tightness"], nothing["kind"]) == (None, None, "failed")
+    assert nothing["why"] == "why not"
+
+
+def test_the_kind_of_a_value_is_that_of_its_weakest_hypothesis():
+    sure, guess = Assumption("a", "given", True), Assumption("b", "sampled", False)
+    false = Assumption("c", "failed, 3 of 7", certain=False, failed=True)
+    assert BoundValue(0.0, (sure,)).kind == "certified"
+    assert BoundValue(0.0, (sure, guess)).kind == "estimated"
+    assert BoundValue(0.0, (sure, guess, false)).kind == "failed"
+    assert BoundValue(0.0, (sure, guess)).why == "b: sampled"
+    assert BoundValue(0.0, (sure, guess, false)).why == "c: failed, 3 of 7"
+
+
+def test_a_measurement_contradicts_a_bound_only_beyond_its_own_error():
+    sure = (Assumption("a", "given", True),)
+    record = make_record(1, discrepancy=0.5, solver_error=0.1, lambda_min=-2.0)
+    for limit, expected in ((0.45, False), (0.39, True)):
+        assert exceeded(record, BoundValue(math.log(limit), sure).to_cell(record)) == expected
+    for floor, expected in ((2.1, False), (1.5, True)):
+        value = BoundValue(math.log(floor), sure, of="lambda_min")
+        assert exceeded(record, value.to_cell(record)) == expected
+    false = (Assumption("c", "failed", certain=False, failed=True),)
+    assert not exceeded(record, BoundValue(-9.0, false).to_cell(record))
 
 
 # --- along a run
@@ -203,12 +242,10 @@ def test_along_a_run_it_is_never_certified():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"lambda_min": None}, "step 2 has no lambda_min; probe every step"),
-        ({"lambda_min": math.nan}, "step 2 has no lambda_min; probe every step"),
         ({"local_defect": None}, "step 2 has no local_defect"),
         ({"local_defect": math.nan}, "step 2 has no local_defect"),
-        ({"step_size": None}, "step 2 has no step_size"),
-        ({"step": 3}, "step 3 follows step 1; record every step"),
+        ({"step": 1}, "step 1 follows step 1"),
+        ({"mode": "batch"}, "mode batch follows a flow that changes with every batch"),
     ],
 )
 def test_after_a_gap_there_is_no_bound_any_more_and_the_status_says_why(change, reason):
@@ -223,9 +260,51 @@ def test_after_a_gap_there_is_no_bound_any_more_and_the_status_says_why(change, 
         assert value.status == f"No bound: {reason}."
 
 
+def sparse(probes, records):
+    """make_record's run with λ_min at some steps and records at some."""
+    return [
+        make_record(
+            k,
+            lambda_min=-0.5 - 0.1 * k if k in probes else None,
+            local_defect=0.1 + 0.01 * k if k > 1 else None,
+        )
+        for k in records
+    ]
+
+
+def test_between_probes_m_is_the_larger_of_the_two_ends_and_there_is_no_value():
+    values = values_of(sparse({0, 3, 4, 6}, range(7)))
+    assert [math.isfinite(v.value) for v in values] == [1, 0, 0, 1, 1, 0, 1]
+    assert values[2].status == "No value between probes: λ_min is not known here."
+    m = [0.801] * 3 + [0.901] + [1.101] * 2
+    delta = [0.12, 0.13, 0.14, 0.15, 0.16, 0.16]  # δ of a step comes with the record after it
+    expected = theorem2([0.1 * k for k in range(7)], m, delta).R
+    assert values[6].value == pytest.approx(expected[6], rel=1e-12)
+    assert "up to 3 steps apart" in values[6].why
+
+
+def test_between_records_the_defect_is_the_larger_of_the_two_ends():
+    values = values_of(sparse({0, 5, 10}, [0, 5, 10]))
+    expected = theorem2([0.0, 0.5, 1.0], [1.001, 1.501], [0.15, 0.2]).R
+    assert [v.value for v in values] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_first_step_alone_takes_its_defect_from_the_next_record():
+    values = values_of(sparse({0, 1, 8}, [0, 1, 8]))
+    assert values[1].value == math.inf
+    expected = theorem2([0.0, 0.1, 0.8], [0.601, 1.301], [0.18, 0.18]).R
+    assert values[2].value == pytest.approx(expected[2], rel=1e-12)
+
+
+def test_no_step_size_is_no_gap_because_the_clock_knows_it():
+    whole = values_of([make_record(k) for k in range(4)])
+    without = values_of([make_record(k, step_size=None) for k in range(4)])
+    assert without[3].value == pytest.approx(whole[3].value, rel=1e-12)
+
+
 def test_a_run_that_begins_without_curvature_has_no_bound():
     (value,) = values_of([make_record(0, lambda_min=None)])
-    assert value.status == "No bound: step 0 has no lambda_min; probe every step."
+    assert value.status == "No bound: step 0 has no lambda_min; probe the first record."
 
 
 def test_the_built_in_is_registered_and_keeps_the_protocol():

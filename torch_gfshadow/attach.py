@@ -168,7 +168,7 @@ def attach(
         flow=chosen,
         solver=solver_config,
         probes=[registry.build("probes", p) for p in probes] if target is not None else [],
-        bounds=[registry.build("bounds", b) for b in expanded(bounds, settings)],
+        bounds=[registry.build("bounds", b) for b in expanded(bounds, follows=target is not None)],
         loggers=[registry.build("loggers", item) for item in loggers],
         why_passive=why,
     )

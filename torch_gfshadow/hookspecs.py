@@ -74,7 +74,7 @@ def gfshadow_step(record: Record, session: Any) -> None:
 
 @hookspec
 def gfshadow_bound_exceeded(record: Record, bound: str, session: Any) -> None:
-    """Hear that the discrepancy lies above a bound."""
+    """Hear that a measurement contradicts a bound by more than its own error bar."""
 
 
 @hookspec

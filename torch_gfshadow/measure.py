@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from torch_gfshadow._krylov import Recycled
 from torch_gfshadow._plain import load_state, state_of
+from torch_gfshadow.bounds import Bound, View
 from torch_gfshadow.clock import FlowClock, SparseSchedule, every
 from torch_gfshadow.eigen import Spectrum
+from torch_gfshadow.network import Recogniser
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.probes import Point, Probe
 from torch_gfshadow.record import FIELDS, Record
@@ -33,6 +36,8 @@ class Measures:
         self._spectrum: Spectrum | None = None
         self._due = SparseSchedule(dense=0, ratio=2.0)
         self._ended: list[Any] = []
+        self._probed_at: tuple[int, Tensor] | None = None
+        self._recogniser = None if parts.objective is None else Recogniser(parts.objective)
 
     def probe(
         self, theta: Tensor, step_size: float, row: dict[str, Any], extras: dict[str, Any]
@@ -61,6 +66,7 @@ class Measures:
             previous=self._spectrum,
             seed=parts.settings.seed,
         )
+        self._probed_at = step, point.theta
         for probe in probes:
             measured = parts.isolated(probe.measure, point, who=f"probe {probe.name}")
             for key, value in (measured or {}).items():
@@ -74,13 +80,23 @@ class Measures:
         return point.loss if point.linearised else None
 
     def with_bounds(self, record: Record) -> Record:
-        """Return ``record`` with the value of every bound."""
+        """Return ``record``; where probes were due, with the value of every bound."""
         cells = {}
+        view = self._view(record)
         for bound in (b for b in self._parts.bounds if b not in self._ended):
-            value = self._parts.isolated(bound.update, record, who=f"bound {bound.name}")
-            if value is not None:
-                cells[bound.name] = value.to_cell()
+            arguments = (record, view) if _takes_view(bound) else (record,)
+            value = self._parts.isolated(bound.update, *arguments, who=f"bound {bound.name}")
+            if value is not None and (view is not None or record.step == 0):
+                cells[bound.name] = value.to_cell(record)
         return dataclasses.replace(record, bounds=cells) if cells else record
+
+    def _view(self, record: Record) -> View | None:
+        """Return what bounds may look at, where probes were due."""
+        probed, self._probed_at = self._probed_at, None
+        recogniser = self._recogniser
+        if recogniser is None or probed is None or probed[0] != record.step:
+            return None
+        return View(record, lambda: recogniser.at(probed[1]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return eigenvectors, schedule, and the state of every probe and bound."""
@@ -130,6 +146,10 @@ def _resume(kind: str, members: Iterable[Any], states: Iterable[Any]) -> list[An
         else:
             load_state(member, state)
     return ended
+
+
+def _takes_view(bound: Bound) -> bool:
+    return "view" in inspect.signature(bound.update).parameters
 
 
 def _is_due(probe: Probe, step: int) -> bool:

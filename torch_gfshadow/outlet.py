@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch_gfshadow.parts import Parts
-from torch_gfshadow.record import Record
+from torch_gfshadow.record import Record, exceeded
 from torch_gfshadow.sinks import Sinks
 from torch_gfshadow.status import Status
 
@@ -65,10 +65,8 @@ class Outlet:
         parts, session = self._parts, self._parts.session
         self._sinks.write(record)
         parts.plugins.notify("gfshadow_step", record=record, session=session)
-        if record.discrepancy is None:
-            return
         for name, cell in record.bounds.items():
-            if cell["value"] is not None and record.discrepancy > cell["value"]:
+            if exceeded(record, cell):
                 parts.plugins.notify(
                     "gfshadow_bound_exceeded", record=record, bound=name, session=session
                 )

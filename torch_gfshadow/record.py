@@ -52,7 +52,11 @@ class Record:
     edge: float | None = _unit("1", "η·λ_max; 2 is the edge of stability")
     bounds: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
-        metadata={"unit": "θ", "meaning": "name → {value, certified, status} of every bound"},
+        metadata={
+            "unit": "θ, or f/θ² of λ_min",
+            "meaning": "name → {of, value, log_value, certified, kind, why, status, slack, "
+            "tightness} of every bound, at probes",
+        },
     )
     audit: str = _unit("", "gradient audit: pending, match, scaled <c>, mismatch, or none", "none")
     flow: str = _unit("", "name of the continuous limit that is followed", "none")
@@ -101,6 +105,26 @@ class Record:
 
 FIELDS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(Record))
 """Field names in the order in which every tabular sink writes them."""
+
+
+def exceeded(record: Record, cell: Mapping[str, Any]) -> bool:
+    """Return whether a measurement contradicts a bound by more than its own error bar.
+
+    The number of a bound whose hypotheses failed contradicts nothing.
+    """
+    slack = cell.get("slack")
+    if cell.get("kind") == "failed":
+        return False
+    if cell.get("of") == "lambda_min":
+        # a Ritz value is off by its residual and by the rounding of the products
+        error = (record.lambda_min_residual or 0.0) + 1e-5 * abs(record.lambda_max or 0.0)
+        return slack is not None and slack < -error
+    value, measured = cell.get("value"), record.discrepancy
+    return (
+        value is not None
+        and measured is not None
+        and measured - value > (record.solver_error or 0.0)
+    )
 
 
 def _plain(value: Any) -> Any:

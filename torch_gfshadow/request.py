@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_gfshadow.bounds import Convolution, Lemma2, Nonlinear
 from torch_gfshadow.errors import must
 from torch_gfshadow.flows import Flow
 from torch_gfshadow.plugins import Plugins
-from torch_gfshadow.session import Settings
 
 _WRAPPED = ("optimizer", "optim", "_optimizer")
 # A closure-driven line search calls the objective many times per step: there is no step size.
@@ -103,10 +103,18 @@ def check_clock(flow: Flow, optimizer: torch.optim.Optimizer) -> None:
         raise ValueError(str(error)) from error
 
 
-def expanded(bounds: Sequence[object], settings: Settings) -> list[object]:
-    """Replace ``"default"`` by the bounds whose ingredients every record of the run will have."""
-    dense = settings.every == 1 and settings.probe_every == 1
-    default: list[object] = ["theorem2"] if dense else []
+def expanded(bounds: Sequence[object], *, follows: bool) -> list[object]:
+    """Replace ``"default"``: Theorem 2, and the limit of λ_min for the kind of network there is.
+
+    Nothing where no objective is followed.
+    """
+    default: list[object] = [
+        "theorem2",
+        Lemma2(quiet=True),
+        Nonlinear(quiet=True),
+        Convolution(quiet=True),
+    ]
+    default = default if follows else []
     return [b for item in bounds for b in (default if item == "default" else [item])]
 
 

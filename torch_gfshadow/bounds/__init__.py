@@ -17,12 +17,15 @@ from torch_gfshadow.bounds.base import Assumption as Assumption
 from torch_gfshadow.bounds.base import Bound as Bound
 from torch_gfshadow.bounds.base import BoundValue as BoundValue
 from torch_gfshadow.bounds.base import Evaluation as Evaluation
+from torch_gfshadow.bounds.convolution import Convolution as Convolution
 from torch_gfshadow.bounds.corollary1 import corollary1 as corollary1
 from torch_gfshadow.bounds.corollary2 import corollary2 as corollary2
 from torch_gfshadow.bounds.exact_dynamics import exact_dynamics as exact_dynamics
 from torch_gfshadow.bounds.lemma1 import lemma1 as lemma1
 from torch_gfshadow.bounds.lemma2 import LambdaMinBounds as LambdaMinBounds
 from torch_gfshadow.bounds.lemma2 import lemma2 as lemma2
+from torch_gfshadow.bounds.lemma2_live import Lemma2 as Lemma2
+from torch_gfshadow.bounds.nonlinear import Nonlinear as Nonlinear
 from torch_gfshadow.bounds.procedure1 import procedure1 as procedure1
 from torch_gfshadow.bounds.proposition1 import Construction as Construction
 from torch_gfshadow.bounds.proposition1 import proposition1 as proposition1
@@ -32,14 +35,15 @@ from torch_gfshadow.bounds.proposition3 import equation18 as equation18
 from torch_gfshadow.bounds.proposition3 import proposition3 as proposition3
 from torch_gfshadow.bounds.reference_tube import ReferenceTube as ReferenceTube
 from torch_gfshadow.bounds.theorem2 import RadiusCurve as RadiusCurve
-from torch_gfshadow.bounds.theorem2 import Theorem2 as Theorem2
 from torch_gfshadow.bounds.theorem2 import theorem2 as theorem2
+from torch_gfshadow.bounds.theorem2_live import Theorem2 as Theorem2
 from torch_gfshadow.bounds.theorem3 import theorem3 as theorem3
 from torch_gfshadow.bounds.theorem4 import equation19 as equation19
 from torch_gfshadow.bounds.theorem4 import equation20 as equation20
 from torch_gfshadow.bounds.theorem4 import theorem4 as theorem4
 from torch_gfshadow.bounds.tight_step import tight_step as tight_step
 from torch_gfshadow.bounds.tube import Tube as Tube
+from torch_gfshadow.bounds.view import View as View
 from torch_gfshadow.bounds.weight_decay import weight_decay as weight_decay
 from torch_gfshadow.bounds.worst_case import worst_case as worst_case
 from torch_gfshadow.hookspecs import hookimpl

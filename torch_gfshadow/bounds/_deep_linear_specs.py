@@ -1,6 +1,6 @@
 """The results on deep linear networks as they are registered."""
 
-from torch_gfshadow.bounds import lemma1, lemma2, proposition1, tube
+from torch_gfshadow.bounds import lemma1, lemma2, lemma2_live, proposition1, tube
 from torch_gfshadow.specs import BoundSpec
 
 _PAPER = "Elkabetz & Cohen 2021"
@@ -16,11 +16,10 @@ SPECS = (
     ),
     BoundSpec(
         name="lemma2",
-        factory=lemma2.lemma2,
+        factory=lemma2_live.Lemma2,
         summary="λ_min of a deep linear network from below: Eq. 13 and three tighter ones",
         source=f"{_PAPER}, Lemma 2 (Eq. 13); tightenings derived",
         evaluate=lemma2.evaluate,
-        live=False,
     ),
     BoundSpec(
         name="proposition1",

@@ -76,7 +76,12 @@ def assumptions(point: NetworkPoint) -> tuple[Assumption, ...]:
         smooth = f"held: none of {len(point.pattern):,} activations sits on its kink"
     names = ", ".join(sorted(point.loss)) or "piecewise linear"
     return (
-        Assumption("f is twice differentiable at θ", smooth, certain=not point.n_kinks),
+        Assumption(
+            "f is twice differentiable at θ",
+            smooth,
+            certain=not point.n_kinks,
+            failed=bool(point.n_kinks),
+        ),
         Assumption(
             "the loss is convex in the network's output",
             f"held: derived from the functions it is made of ({names})",

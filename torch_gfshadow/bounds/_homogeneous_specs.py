@@ -8,19 +8,17 @@ _PAPER = "Elkabetz & Cohen 2021"
 SPECS = (
     BoundSpec(
         name="nonlinear",
-        factory=nonlinear.evaluate,
+        factory=nonlinear.Nonlinear,
         evaluate=nonlinear.evaluate,
         parts={"nonlinear_bound": nonlinear.evaluate},
-        live=False,
         summary="λ_min of a fully connected network with two-slope activations, pointwise",
         source=f"{_PAPER}, non-linear version of Lemma 2; tightening derived",
     ),
     BoundSpec(
         name="convolution",
-        factory=convolution.evaluate,
+        factory=convolution.Convolution,
         evaluate=convolution.evaluate,
         parts={"conv_bound": convolution.evaluate},
-        live=False,
         summary="λ_min of a network with shared weights (convolutions), pointwise",
         source=f"{_PAPER}, weight-sharing version of Lemma 2; tightenings derived",
     ),

@@ -12,8 +12,8 @@ from torch_gfshadow.bounds.exact_dynamics import exact_dynamics
 from torch_gfshadow.bounds.procedure1 import procedure1
 from torch_gfshadow.bounds.proposition2 import proposition2
 from torch_gfshadow.bounds.proposition3 import equation17, equation18, proposition3
-from torch_gfshadow.bounds.theorem2 import Theorem2
 from torch_gfshadow.bounds.theorem2 import evaluate as evaluate_theorem2
+from torch_gfshadow.bounds.theorem2_live import Theorem2
 from torch_gfshadow.bounds.theorem3 import theorem3
 from torch_gfshadow.bounds.theorem4 import equation19, equation20, theorem4
 from torch_gfshadow.bounds.tight_step import tight_step

@@ -22,8 +22,10 @@ from typing import Any
 from torch import Tensor
 
 from torch_gfshadow.bounds import _homogeneous as shared
-from torch_gfshadow.bounds.base import Evaluation
+from torch_gfshadow.bounds._floors import Floor, shares_weights
+from torch_gfshadow.bounds.base import Assumption, Evaluation
 from torch_gfshadow.errors import AssumptionError, must
+from torch_gfshadow.network import NetworkPoint
 from torch_gfshadow.network.layers import Shared
 
 
@@ -99,3 +101,26 @@ def _layer(j: int, index: Any, weight: Tensor) -> Shared:
             fix = "A weight may stand once in a row; split it, or the bound does not hold."
             raise AssumptionError(must(f"index[{j}]", "without repetition in a row", row, fix))
     return Shared(table, len(weight))
+
+
+class Convolution(Floor):
+    """λ_min of a network with shared weights along a run, from below.
+
+    The tight form; certified at the iterate, of which it takes the stored weights, up to the
+    rounding of float64. At a kink the Hessian does not exist: kind ``"failed"``.
+    """
+
+    name = "convolution"
+
+    def is_other(self, network: NetworkPoint) -> str:
+        """Refuse a network without shared weights."""
+        shares = shares_weights(network)
+        return "" if shares else "No weights are shared; ask for the bound nonlinear."
+
+    def floor(self, network: NetworkPoint) -> float:
+        """Return −λ_max(C)."""
+        return shared.by_blocks(network)
+
+    def assumptions(self, network: NetworkPoint) -> tuple[Assumption, ...]:
+        """Return smoothness at θ, convexity of the loss and the kind of the layers."""
+        return shared.assumptions(network)

@@ -19,8 +19,10 @@ from itertools import pairwise
 from typing import Any
 
 from torch_gfshadow.bounds import _homogeneous as shared
-from torch_gfshadow.bounds.base import Evaluation
+from torch_gfshadow.bounds._floors import Floor, shares_weights
+from torch_gfshadow.bounds.base import Assumption, Evaluation
 from torch_gfshadow.errors import AssumptionError, must
+from torch_gfshadow.network import NetworkPoint
 from torch_gfshadow.network.layers import Dense
 
 
@@ -70,3 +72,28 @@ def evaluate(
         "min_abs_preactivation": margin,
     }
     return Evaluation(value, shared.assumptions(point))
+
+
+class Nonlinear(Floor):
+    """λ_min of a fully connected network along a run, from below.
+
+    The tight form; certified at the iterate, of which it takes the stored weights, up to the
+    rounding of float64. At a kink the Hessian does not exist: kind ``"failed"``.
+    """
+
+    name = "nonlinear"
+    speaks = True
+
+    def is_other(self, network: NetworkPoint) -> str:
+        """Refuse shared weights, and leave linear networks to Lemma 2 if not asked by name."""
+        if shares_weights(network):
+            return "Weights are shared; ask for the bound convolution."
+        return "Lemma 2 covers linear networks." if self.quiet and network.linear else ""
+
+    def floor(self, network: NetworkPoint) -> float:
+        """Return −λ_max(C)."""
+        return shared.by_blocks(network)
+
+    def assumptions(self, network: NetworkPoint) -> tuple[Assumption, ...]:
+        """Return smoothness at θ, convexity of the loss and the kind of the layers."""
+        return shared.assumptions(network)

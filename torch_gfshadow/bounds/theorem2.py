@@ -17,9 +17,8 @@ from itertools import pairwise
 
 from torch_gfshadow.bounds._phi import exp, log, log_add, log_integral
 from torch_gfshadow.bounds._scalars import GIVEN, constants, vouched
-from torch_gfshadow.bounds.base import Assumption, BoundValue, Evaluation, finite
+from torch_gfshadow.bounds.base import Evaluation, finite
 from torch_gfshadow.errors import must
-from torch_gfshadow.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,75 +120,6 @@ def advance(log_radius: float, duration: float, m: float, delta: float) -> float
     carried = log_radius + m * duration if log_radius > -math.inf else -math.inf
     added = log(delta) + log_integral(m, duration) if delta > 0.0 else -math.inf
     return log_add(carried, added)
-
-
-class Theorem2:
-    """Theorem 2 along a run, from what the records hold; always an estimate.
-
-    On each step δ is the distance of the gradients at its two ends, and m the larger of
-    −(λ_min − residual) there. Both are samples: the theorem wants the largest values between
-    flow and polygon. A step's δ is known one record later, when the next gradient has been used,
-    so the last step borrows that of the step before, and after the first there is no value yet.
-    Every step must be recorded and probed: after a gap there is no bound any more.
-    """
-
-    name = "theorem2"
-    requires = frozenset({"step_size", "local_defect", "lambda_min", "lambda_min_residual"})
-
-    def __init__(self) -> None:
-        self._log_radius = -math.inf  # where the last step began
-        self._last_piece: tuple[float, float] | None = None  # duration and m of the last step
-        self._step: int | None = None
-        self._m = math.nan
-        self._gap = ""
-
-    def update(self, record: Record) -> BoundValue:
-        """Return the estimate at ``record.time``; at the first record both curves meet."""
-        self._gap = self._gap or self._gap_before(record)
-        if self._gap:
-            return BoundValue(math.inf, _ASSUMPTIONS, f"No bound: {self._gap}.")
-        before, self._m = self._m, _curvature(record)
-        is_first, self._step = self._step is None, record.step
-        if is_first:
-            return BoundValue(-math.inf, _ASSUMPTIONS)
-        piece = record.step_size or 0.0, max(before, self._m)
-        last_piece, self._last_piece = self._last_piece, piece
-        if last_piece is None or record.local_defect is None:
-            return BoundValue(math.inf, _ASSUMPTIONS, "No bound yet: it begins at the second step.")
-        self._log_radius = advance(self._log_radius, *last_piece, record.local_defect)
-        here = advance(self._log_radius, *piece, record.local_defect)
-        return BoundValue(here, _ASSUMPTIONS)
-
-    def _gap_before(self, record: Record) -> str:
-        """Say why this record cannot follow the last one; nothing if it can."""
-        if not _is_number(record.lambda_min):
-            return f"step {record.step} has no lambda_min; probe every step"
-        if self._step is None:
-            return ""
-        if record.step != self._step + 1:
-            return f"step {record.step} follows step {self._step}; record every step"
-        if not _is_number(record.step_size):
-            return f"step {record.step} has no step_size"
-        if self._last_piece is not None and not _is_number(record.local_defect):
-            return f"step {record.step} has no local_defect"
-        return ""
-
-
-_ASSUMPTIONS = (
-    Assumption("f ∈ C² between iterate and flow", "not checked", certain=False),
-    Assumption("−λ_min ≤ m between iterate and flow", "Ritz values at the iterates", certain=False),
-    Assumption("‖θ̄' + ∇f(θ̄)‖ ≤ δ along the step", "measured at its two ends", certain=False),
-)
-
-
-def _curvature(record: Record) -> float:
-    """Return m = −λ_min, pushed up by the residual."""
-    assert record.lambda_min is not None
-    return (record.lambda_min_residual or 0.0) - record.lambda_min
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _check(

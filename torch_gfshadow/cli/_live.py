@@ -73,7 +73,9 @@ class LiveView:
                 trend = Text(sparkline(list(self._past[field])), style="cyan")
                 table.add_row(label, Text(show(at), style=style), trend, Text(stale, style="dim"))
         for name, cell in last.bounds.items():
-            kind = "certified" if cell.get("certified") is True else "estimate"
+            kind = cell.get("kind") or (
+                "certified" if cell.get("certified") is True else "estimate"
+            )
             shown = f"{number(cell.get('value'))} ({kind})"
             table.add_row(f"bound {printable(str(name))}", Text(shown), Text(), Text())
         state = "finished" if self.finished else "running"

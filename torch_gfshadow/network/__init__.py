@@ -6,5 +6,6 @@ from torch_gfshadow.network.maps import two_slopes as two_slopes
 from torch_gfshadow.network.point import NetworkPoint as NetworkPoint
 from torch_gfshadow.network.point import Pair as Pair
 from torch_gfshadow.network.recognise import NotCovered as NotCovered
+from torch_gfshadow.network.recognise import Recogniser as Recogniser
 from torch_gfshadow.network.recognise import recognise as recognise
 from torch_gfshadow.network.values import Stage as Stage

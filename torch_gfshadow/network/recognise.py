@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torch_gfshadow._data import head
 from torch_gfshadow._sandbox import cast_batch
 from torch_gfshadow.network.assemble import Part, assemble
 from torch_gfshadow.network.point import NetworkPoint
-from torch_gfshadow.network.tape import Tape
+from torch_gfshadow.network.tape import NOT_FINITE, Tape
 from torch_gfshadow.network.values import CONCAVE, Head, Signal, Stage, Unknown, Value, Weight
 from torch_gfshadow.objective import Objective
 
@@ -25,6 +26,11 @@ class NotCovered:
     """Why no theorem about bias-free homogeneous networks applies, in one sentence."""
 
     reason: str
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it is a property of the model, not of the point."""
+        return NOT_FINITE not in self.reason
 
 
 class _RefusalError(Exception):
@@ -109,3 +115,33 @@ def _check_euler(part: Part) -> None:
             raise _RefusalError(
                 f"what follows layer {stage.name.removesuffix('.weight')!r} is not homogeneous"
             )
+
+
+class Recogniser:
+    """Recognises one objective again and again; a model that is not covered costs nothing more.
+
+    Args:
+        objective: f. It is tried on two samples first: large models that are not covered are
+            most of them.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self._refused: dict[tuple[bool, ...], NotCovered] = {}
+        self._tried: set[tuple[bool, ...]] = set()
+
+    def at(self, theta: Tensor) -> NetworkPoint | NotCovered:
+        """Return the network at ``theta``, or why there is none, as :func:`recognise` does."""
+        objective = self.objective
+        mode = tuple(module.training for module in objective.sandbox.model.modules())
+        if mode in self._refused:
+            return self._refused[mode]
+        if mode not in self._tried:
+            first = next(objective.chunks())[0]
+            found = recognise(objective.over(head(first, 2)), theta)
+        if mode in self._tried or isinstance(found, NetworkPoint):
+            self._tried.add(mode)
+            found = recognise(objective, theta)
+        if isinstance(found, NotCovered) and found.lasting:
+            self._refused[mode] = found
+        return found

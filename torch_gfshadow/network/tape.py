@@ -44,6 +44,7 @@ _OUT_OF_SIGHT = (
     "a tensor was computed where its functions cannot be seen (an autograd.Function, a "
     "checkpoint or a ScriptModule)"
 )
+NOT_FINITE = "the activations are not finite"
 _THROUGH_A_VIEW = "an activation was changed in place through a view"
 
 
@@ -176,7 +177,7 @@ class Tape(TorchFunctionMode):
         if stages and len(z) != len(stages[0].inputs):
             return Unknown(f"the samples are mixed before {_title(shared.name)}", stages)
         if not bool(z.detach().isfinite().all()):
-            return Unknown("the activations are not finite", stages)
+            return Unknown(NOT_FINITE, stages)
         stage = Stage(
             layer,
             shared.name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from torch_gfshadow.record import Record
+from torch_gfshadow.record import Record, exceeded
 from torch_gfshadow.report.causes import Finding, causes
 from torch_gfshadow.report.runs import Run
 from torch_gfshadow.report.verdict import judge
@@ -84,15 +84,9 @@ def _bounds(records: Sequence[Record]) -> Iterator[Finding]:
         pairs = [
             (r, r.bounds[name])
             for r in records
-            if name in r.bounds
-            and r.discrepancy is not None
-            and r.bounds[name].get("value") is not None
+            if name in r.bounds and r.bounds[name].get("value") is not None
         ]
-        broken = [
-            (r, cell)
-            for r, cell in pairs
-            if (r.discrepancy or 0.0) - (r.solver_error or 0.0) > cell["value"]
-        ]
+        broken = [(r, cell) for r, cell in pairs if exceeded(r, cell)]
         certain = [pair for pair in broken if pair[1].get("certified")]
         if certain:
             yield Finding(
@@ -105,7 +99,7 @@ def _bounds(records: Sequence[Record]) -> Iterator[Finding]:
             yield Finding(
                 "note",
                 "An estimated bound is exceeded",
-                f"{name} was below the discrepancy at {len(broken):,} of {len(pairs):,} records, "
+                f"{name} was contradicted at {len(broken):,} of {len(pairs):,} records, "
                 f"first at step {broken[0][0].step:,}: what it was estimated from was not the "
                 "worst case.",
             )

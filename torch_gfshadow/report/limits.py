@@ -11,7 +11,8 @@ from torch_gfshadow.report.runs import Run
 from torch_gfshadow.report.traces import LARGEST, Points, band, drawable, line, split_where, thin
 from torch_gfshadow.report.words import number
 
-_DASHES = ("dash", "dashdot", "longdash", "dot")
+_WORDS = {"discrepancy": "discrepancy", "lambda_min": "λ_min"}
+_DASHES = ("dash", "dashdot", "longdash", "longdashdot")
 _SHADES = tuple(f"@run{i}" for i in (0, 2, 3, 4, 5, 6, 7))  # the discrepancy is vermillion
 _DECADES = 6.0
 """How far above the discrepancy the axis reaches at first; a bound may be e^1000."""
@@ -25,7 +26,7 @@ def limits(runs: Sequence[Run]) -> Figure | None:
         found = thin(drawable(points_of(run.records, "discrepancy", "solver_error"), log=True))
         tint = "@vermillion" if len(runs) == 1 else colour
         measured += found.values
-        bounds = bound_names(run)
+        bounds = bound_names(run, "discrepancy")
         if not bounds:
             continue
         name = label("discrepancy")
@@ -34,7 +35,7 @@ def limits(runs: Sequence[Run]) -> Figure | None:
         for index, bound in enumerate(bounds):
             shade = _SHADES[index % len(_SHADES)] if len(runs) == 1 else colour
             traces += _curves(run, bound, label(bound), shade, _DASHES[index % len(_DASHES)])
-    if not any(bound_names(run) for run in runs):
+    if not any(bound_names(run, "discrepancy") for run in runs):
         return None
     frame = layout("distance (units of θ)", traces, log=True)
     highest = [v for trace in traces for v in trace["y"] if v is not None]
@@ -46,16 +47,24 @@ def limits(runs: Sequence[Run]) -> Figure | None:
         "bounds",
         "Bounds against the discrepancy",
         "Solid lines are certified: true whenever their assumptions hold. Dashed ones are "
-        "estimates: an ingredient was sampled or comes from an eigenvalue solver. What lies above "
+        "estimates: an ingredient was sampled or comes from an eigenvalue solver. Dotted, a "
+        "hypothesis is known to be false there, and the number bounds nothing. What lies above "
         "the axis can be reached by zooming out; beyond 10³⁰⁰ nothing is drawn.",
         _in_words(runs),
         {"data": traces, "layout": frame},
     )
 
 
-def bound_names(run: Run) -> list[str]:
-    """Return the bounds of a run in the order in which they appeared."""
-    return list(dict.fromkeys(name for record in run.records for name in record.bounds))
+def bound_names(run: Run, of: str | None = None) -> list[str]:
+    """Return the bounds of a run in the order in which they appeared; all, or those of ``of``."""
+    return list(
+        dict.fromkeys(
+            name
+            for record in run.records
+            for name, cell in record.bounds.items()
+            if of in (None, _of(cell))
+        )
+    )
 
 
 def bound_rows(run: Run) -> list[dict[str, str]]:
@@ -64,24 +73,32 @@ def bound_rows(run: Run) -> list[dict[str, str]]:
     for name in bound_names(run):
         record, cell = next((r, r.bounds[name]) for r in reversed(run.records) if name in r.bounds)
         value = _value(cell)
-        tight = value / record.discrepancy if value is not None and record.discrepancy else None
+        measured = getattr(record, _of(cell))
+        tight = value / measured if value is not None and measured else None
         rows.append(
             {
                 "name": name,
                 "step": f"{record.step:,}",
                 "value": number(value),
                 "mark": mark(cell),
-                "discrepancy": number(record.discrepancy),
+                "measured": f"{_WORDS[_of(cell)]} {number(measured)}",
                 "tightness": number(tight),
-                "status": str(cell.get("status", "")),
+                "status": str(cell.get("why") or cell.get("status", "")),
             }
         )
     return rows
 
 
 def mark(cell: Mapping[str, Any]) -> str:
-    """Return whether a bound's value is certified."""
+    """Return ``"certified"``, ``"estimate"``, or ``"failed"`` where a hypothesis is false."""
+    if cell.get("kind") == "failed":
+        return "failed"
     return "certified" if cell.get("certified") is True else "estimate"
+
+
+def _of(cell: Mapping[str, Any]) -> str:
+    of = str(cell.get("of", "discrepancy"))
+    return of if of in _WORDS else "discrepancy"
 
 
 def _curves(run: Run, name: str, label: str, colour: str, dash: str) -> Traces:
@@ -90,7 +107,7 @@ def _curves(run: Run, name: str, label: str, colour: str, dash: str) -> Traces:
     known = [(k, v, mark(c)) for k, c in cells if 0.0 < (v := _value(c) or 0.0) < LARGEST]
     points = Points([k for k, _, _ in known], [v for _, v, _ in known], [0.0] * len(known))
     made: Traces = []
-    for kind, style in (("certified", "solid"), ("estimate", dash)):
+    for kind, style in (("certified", "solid"), ("estimate", dash), ("failed", "dot")):
         keep = [m == kind for _, _, m in known]
         if any(keep):
             part = thin(points) if all(keep) else split_where(points, keep)[0]
@@ -111,7 +128,8 @@ def _value(cell: Mapping[str, Any]) -> float | None:
 def _in_words(runs: Sequence[Run]) -> str:
     return " ".join(
         f"{run.name}: {row['name']}, {row['mark']}, is {row['value']} at step {row['step']}, "
-        f"{row['tightness']} times the discrepancy {row['discrepancy']}."
+        f"{row['tightness']} times the {row['measured']}."
         for run in runs
         for row in bound_rows(run)
+        if row["measured"].startswith("discrepancy")
     )

@@ -42,17 +42,25 @@ def assert_bound_sound(
             continue
         _assert_described(bound)
         records = list(case.records())
-        values = [bound.update(record) for record in records]
+        values = [_update(bound, record) for record in records]
         tried += _assert_above(records, values, case, estimate)
-        if [v.to_cell() for v in values] != [again.update(r).to_cell() for r in records]:
+        if [v.to_cell() for v in values] != [_update(again, r).to_cell() for r in records]:
             raise AssertionError(f"two bounds built alike must agree on {case.name!r}")
         for name in sorted(bound.requires - {"step", "time"}):
             gap: dict[str, Any] = {name: None}
             cut = [*records[:5], *(dataclasses.replace(r, **gap) for r in records[5:])]
             fresh = make(case)
-            _assert_above(cut, [fresh.update(r) for r in cut], case, estimate)
+            _assert_above(cut, [_update(fresh, r) for r in cut], case, estimate)
     if not tried:
         raise AssertionError("the bound must give a finite value on some case, got none")
+
+
+def _update(bound: Bound, record: Record) -> BoundValue:
+    value = bound.update(record)
+    if not isinstance(value, BoundValue):
+        where = f"at step {record.step}"
+        raise AssertionError(f"update() must return a BoundValue, got {value!r} {where}")
+    return value
 
 
 def _assert_described(bound: Bound) -> None:
@@ -70,8 +78,6 @@ def _assert_above(
     finite = 0
     for record, value in zip(records, values, strict=True):
         where = f"at step {record.step} of {case.name!r}"
-        if not isinstance(value, BoundValue):
-            raise AssertionError(f"update() must return a BoundValue, got {value!r} {where}")
         if math.isnan(value.log_value):
             raise AssertionError(f"a bound must be a number or infinite, got NaN {where}")
         json.dumps(value.to_cell())
