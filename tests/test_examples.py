@@ -62,3 +62,15 @@ def test_beyond_the_edge_descent_leaves_the_flow_and_below_it_does_not(
     ends = [number(part.splitlines()[-1], 5) for part in (below, above)]
     assert max(edges[0]) < 1 < 2 < max(edges[1])
     assert ends[1] > 20 * ends[0]
+
+
+def test_the_certified_interval_contains_what_the_shadow_reports(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / "06_deep_linear_certificates.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "tube: ok; reference tube: ok" in out
+    rows = [line for line in out.splitlines() if "±" in line]
+    assert len(rows) == 10
+    for row in rows:
+        low, high = (float(v) for v in row[row.index("[") + 1 : row.index("]")].split(","))
+        assert low <= number(row, 1) <= high <= number(row, -1)

@@ -270,3 +270,19 @@ def test_a_run_that_diverges_is_a_status_and_not_an_error():
     assert "own parameters" in last.status_detail
     assert last.discrepancy is None
     assert len(shadow.records) == 5
+
+
+def test_theta_is_where_the_shadow_stands():
+    model = Point(START)
+    _, shadow, go = trained(model, diagonal, H, 10, 0.05)
+    assert shadow.theta()["theta"] == pytest.approx(START)
+    go()
+    here = shadow.theta()["theta"]
+    exact = torch.exp(-0.5 * H) * START
+    assert float((here - exact).norm()) <= shadow.records[-1].solver_error < 0.01
+    gap = float((model.theta.detach() - here).norm())
+    assert gap == pytest.approx(shadow.records[-1].discrepancy, rel=1e-12)
+    here.zero_()  # a copy
+    assert shadow.theta()["theta"].norm() > 1
+    passive = gfs.attach(torch.optim.Adam(model.parameters()), on_error="raise")
+    assert passive.theta() is None

@@ -70,6 +70,20 @@ class Shadow:
             out["status"] = Status.DISABLED.value
         return out
 
+    def theta(self) -> dict[str, torch.Tensor] | None:
+        """Return θ̃, where the shadow stands at the run's clock, by the parameters' names.
+
+        Its error is the last record's ``solver_error``. Float64 (or the solver's dtype) on the
+        parameters' device, whatever theirs is; ``None`` where there is no shadow.
+        """
+        shadow, layout = self._tracker.follower.shadow, self._parts.watched.layout
+        now = self._tracker.clock.time
+        if shadow is None or not shadow.advance(now):
+            return None
+        parts = torch.split(shadow.state(now), list(layout.sizes))
+        shaped = zip(layout.names, parts, layout.shapes, strict=True)
+        return {name: part.view(shape).clone() for name, part, shape in shaped}
+
     def to_pandas(self) -> pd.DataFrame:
         """Return the records as a table, one row each, columns as in ``Record``.
 
