@@ -19,7 +19,7 @@ from torch_gfshadow.balance import (
 )
 from torch_gfshadow.bounds._balanced import Setting, setting_of
 from torch_gfshadow.bounds.exact_dynamics import follow, time_of
-from torch_gfshadow.bounds.tight_step import _limit
+from torch_gfshadow.bounds.tight_step import ball_constants
 from torch_gfshadow.errors import AssumptionError
 from torch_gfshadow.whitening import whiten
 
@@ -198,7 +198,7 @@ def test_its_constants_hold_on_the_balls():
         chosen.sort()
         theta = flow(network, network.flat(layers), [0.0, *path.times[chosen + 1]])[1:]
         for eps in (1e-3, 0.05, 0.2):
-            m, beta, gamma = constants_of(path, eps)
+            m, beta, gamma = ball_constants(path, eps)
             for i, here in zip(chosen, theta, strict=True):
                 for _ in range(4):
                     move = torch.from_numpy(rng.normal(size=len(here)))
@@ -207,20 +207,6 @@ def test_its_constants_hold_on_the_balls():
                     assert -float(ends[0]) <= m[i] + 1e-12
                     assert float(ends.abs().max()) <= beta
                     assert float(network.gradient(near).norm()) <= gamma
-
-
-def constants_of(path, eps):
-    """The curves that tight_step hands to Theorem 3."""
-    seen = {}
-
-    def spy(times, m, beta, gamma, *rest, **options):
-        seen.update(m=m, beta=beta, gamma=gamma)
-        return bounds.theorem3(times, m, beta, gamma, *rest, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_limit.__globals__, "theorem3", spy)
-        _limit(path, eps, 0.0)
-    return seen["m"], seen["beta"], seen["gamma"]
 
 
 # --- from matrices

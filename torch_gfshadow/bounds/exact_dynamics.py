@@ -56,6 +56,17 @@ class Path:
         """Loss above its minimum, decreasing."""
         return np.asarray(0.5 * ((self.r - self.nu) ** 2 + self.transverse**2))
 
+    def taken(self, indices: Any) -> Path:
+        """Return the path at some of its nodes: what is largest over a cell stays so."""
+        arrays = (self.times, self.r, self.nu, self.transverse)
+        return Path(self.n, *(array[indices] for array in arrays))
+
+    def thinned(self, cells: int) -> Path:
+        """Return the path with about so many cells, or as many as it has."""
+        every = max(1, (len(self.times) - 1) // cells)
+        kept = np.arange(0, len(self.times) - 1, every)
+        return self.taken(np.append(kept, len(self.times) - 1))
+
 
 def exact_dynamics(
     n: int,
@@ -146,14 +157,21 @@ def time_of(path: Path, gap: float) -> float:
     if index == 0:
         return 0.0
     low, high = float(path.times[index - 1]), float(path.times[index])
-    for _ in range(200):
-        middle = 0.5 * (low + high)
+    above, below = (math.log(path.gap[i] / gap) for i in (index - 1, index))
+    side = 0
+    for _ in range(60):  # the logarithm is nearly straight: regula falsi, Illinois
+        middle = (low * below - high * above) / (below - above)
+        if not low < middle < high:
+            break
         r, cosine, sine = _between(path, np.array([middle]))
-        if 0.5 * float((r[0] - cosine[0]) ** 2 + sine[0] ** 2) <= gap:
-            high = middle
+        value = math.log(0.5 * float((r[0] - cosine[0]) ** 2 + sine[0] ** 2) / gap)
+        if value <= 0.0:
+            high, below, above = middle, value, above / (1 + (side == 1))
+            side = 1
         else:
-            low = middle
-        if high - low <= 1e-15 * high:
+            low, above, below = middle, value, below / (1 + (side == -1))
+            side = -1
+        if high - low <= 1e-14 * high or abs(value) <= 1e-14:
             break
     return high
 
@@ -244,18 +262,17 @@ def _between(path: Path, times: Array) -> tuple[Array, Array, Array]:
     h = path.times[index + 1] - path.times[index]
     u = np.divide(times - path.times[index], h, out=np.zeros_like(times), where=h > 0.0)
     n = path.n
-    angle = np.arctan2(path.transverse, path.nu)  # ν = cos φ: φ' = −r^{1−2/n} sin φ
-    slopes_r = n * path.r ** (2 - 2 / n) * (path.nu - path.r)
-    slopes_angle = -(path.r ** (1 - 2 / n)) * path.transverse
-    r = _hermite(u, h, path.r, slopes_r, index)
-    phi = _hermite(u, h, angle, slopes_angle, index)
-    return r, np.cos(phi), np.sin(phi)
+    r, nu, sine = (a[np.stack([index, index + 1])] for a in (path.r, path.nu, path.transverse))
+    angle = np.arctan2(sine, nu)  # ν = cos φ: φ' = −r^{1−2/n} sin φ
+    row = _hermite(u, h, r, n * r ** (2 - 2 / n) * (nu - r))
+    phi = _hermite(u, h, angle, -(r ** (1 - 2 / n)) * sine)
+    return row, np.cos(phi), np.sin(phi)
 
 
-def _hermite(u: Array, h: Array, values: Array, slopes: Array, index: Any) -> Array:
-    left, right = values[index], values[index + 1]
-    cubic = (1 + 2 * u) * (1 - u) ** 2 * left + u**2 * (3 - 2 * u) * right
-    cubic += h * u * (1 - u) * ((1 - u) * slopes[index] - u * slopes[index + 1])
+def _hermite(u: Array, h: Array, ends: Array, slopes: Array) -> Array:
+    """Return the cubic with these values and slopes at both ends, at the share u of h."""
+    cubic = (1 + 2 * u) * (1 - u) ** 2 * ends[0] + u**2 * (3 - 2 * u) * ends[1]
+    cubic += h * u * (1 - u) * ((1 - u) * slopes[0] - u * slopes[1])
     return np.asarray(cubic)
 
 

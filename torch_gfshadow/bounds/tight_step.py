@@ -28,7 +28,7 @@ from torch_gfshadow.bounds.base import Assumption, Evaluation
 from torch_gfshadow.bounds.exact_dynamics import Array, Path, follow, time_of
 from torch_gfshadow.bounds.theorem3 import theorem3
 
-_HALVINGS = 12
+_HALVINGS, _CELLS = 12, 250
 
 
 def tight_step(
@@ -73,7 +73,7 @@ def tight_step(
     path = follow(setting, gap=wanted)
     horizon = time_of(path, wanted)
     stop = int(np.argmax(path.times > horizon))  # one cell for the last step to end in
-    path = Path(path.n, *(a[: stop + 2] for a in (path.times, path.r, path.nu, path.transverse)))
+    path = path.taken(slice(0, stop + 2)).thinned(_CELLS)
     largest = (1.0 + (math.sqrt(2.0 * accuracy) - math.sqrt(2.0 * wanted))) ** (
         1.0 / setting.n
     ) - 1.0
@@ -83,9 +83,11 @@ def tight_step(
         eps = largest / 2.0**halving
         if eps <= start and found is not None:
             break
-        limit = _limit(path, eps, start)
+        limit = limit_on_balls(path, eps, start)
         if found is None or limit.value["eta"] > found.value["eta"]:
             found, radius = limit, eps
+        elif found.value["feasible"]:
+            break
     assert found is not None
     feasible = bool(found.value["feasible"])
     last = float(path.times[-1] - horizon)
@@ -102,8 +104,14 @@ def tight_step(
     return Evaluation(value, (*setting.assumptions, exact), found.status)
 
 
-def _limit(path: Path, eps: float, start: float) -> Evaluation:
-    """Return Theorem 3 on the ε-ball around the path, its constants the largest of each cell."""
+def limit_on_balls(path: Path, eps: float, start: float) -> Evaluation:
+    """Return Theorem 3 on the ε-ball around the path."""
+    m, beta, gamma = ball_constants(path, eps)
+    return theorem3(path.times.tolist(), m.tolist(), beta, gamma, eps, start, half_step=True)
+
+
+def ball_constants(path: Path, eps: float) -> tuple[Array, float, float]:
+    """Return m per cell of the path, β and γ on the ε-balls around it, certified."""
     n, root = path.n, math.sqrt
     a = _largest(path.r) ** (1.0 / n)
     force = np.sqrt(2.0 * path.gap)
@@ -119,7 +127,7 @@ def _limit(path: Path, eps: float, start: float) -> Evaluation:
     wide = a + eps / root(n - 1)
     beta = float((n * wide ** (2 * n - 2) + m).max())
     gamma = float((root(n) * ball * wide ** (n - 1)).max())
-    return theorem3(path.times.tolist(), m.tolist(), beta, gamma, eps, start, half_step=True)
+    return m, beta, gamma
 
 
 def _largest(values: Array) -> Array:
