@@ -87,6 +87,8 @@ class Shadow:
     def to_pandas(self) -> pd.DataFrame:
         """Return the records as a table, one row each, columns as in ``Record``.
 
+        What is nested has a column per value: ``bounds.theorem2.value``, ``extras.trace.…``.
+
         Raises:
             ImportError: If pandas is not installed.
         """
@@ -97,7 +99,7 @@ class Shadow:
                 "pandas must be installed for to_pandas(). "
                 'Run: pip install "torch-gfshadow[pandas]"'
             ) from error
-        return pd.DataFrame([record.to_dict() for record in self.records])
+        return pd.DataFrame([record.to_flat() for record in self.records])
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw loss, discrepancy with its band, and eigenvalues; save to ``path`` if given.

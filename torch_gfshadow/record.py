@@ -84,6 +84,19 @@ class Record:
         row["bounds"] = {name: dict(cell) for name, cell in self.bounds.items()}
         return row | {"status": self.status.value, "extras": _plain(self.extras)}
 
+    def to_flat(self) -> dict[str, Any]:
+        """Return the row as scalars: ``bounds.theorem2.value``, ``extras.run.path_length``, ….
+
+        A number that was not measured is NaN, so that a column of them stays numeric.
+        """
+        row = self.to_dict()
+        nested = {name: row.pop(name) for name in ("bounds", "extras")}
+        flat = {
+            name: math.nan if value is None and _UNITS[name] else value
+            for name, value in row.items()
+        }
+        return flat | _flatten(nested)
+
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Record:
         """Build a record from :meth:`to_dict`'s output; unknown keys are ignored.
@@ -125,6 +138,19 @@ def exceeded(record: Record, cell: Mapping[str, Any]) -> bool:
         and measured is not None
         and measured - value > (record.solver_error or 0.0)
     )
+
+
+_UNITS = {f.name: f.metadata["unit"] for f in dataclasses.fields(Record)}
+
+
+def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _plain(value: Any) -> Any:
