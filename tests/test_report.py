@@ -260,6 +260,18 @@ def test_bounds_carry_their_mark_and_huge_ones_do_not_rule_the_axis():
     assert "sure, certified, is 0.1" in figure.alt
 
 
+def test_a_bound_on_lambda_min_is_drawn_beside_it_and_not_against_the_discrepancy():
+    cells = {"floor": {"of": "lambda_min", "value": -50.0, "certified": True, "kind": "certified"}}
+    figures = {f.key: f for f in draw([run(bounds=cells)])}
+    assert "bounds" not in figures
+    traces = figures["eigenvalues"].spec["data"]
+    (floor,) = [t for t in traces if t.get("name") == "floor (certified)"]
+    assert (floor["yaxis"], floor["line"]["dash"], set(floor["y"])) == ("y2", "solid", {-50.0})
+    low, high = figures["eigenvalues"].spec["layout"]["yaxis2"]["range"]
+    assert -50 < low < -0.1 < 0 < high  # λ_min is −0.1
+    go.Figure(plain(figures["eigenvalues"].spec))
+
+
 def test_a_long_run_keeps_its_extremes():
     values = [math.sin(i) for i in range(100_000)]
     values[54_321] = 9.0

@@ -34,7 +34,7 @@ def limits(runs: Sequence[Run]) -> Figure | None:
         traces.append(line(name, found, tint))
         for index, bound in enumerate(bounds):
             shade = _SHADES[index % len(_SHADES)] if len(runs) == 1 else colour
-            traces += _curves(run, bound, label(bound), shade, _DASHES[index % len(_DASHES)])
+            traces += limit_curves(run, bound, label(bound), shade, index)
     if not any(bound_names(run, "discrepancy") for run in runs):
         return None
     frame = layout("distance (units of θ)", traces, log=True)
@@ -101,18 +101,38 @@ def _of(cell: Mapping[str, Any]) -> str:
     return of if of in _WORDS else "discrepancy"
 
 
-def _curves(run: Run, name: str, label: str, colour: str, dash: str) -> Traces:
-    """Return the certified and the estimated part of a bound, each as its own curve."""
+def limit_curves(
+    run: Run, name: str, label: str, colour: str, index: int = 0, log: bool = True, **extra: Any
+) -> Traces:
+    """Return the certified, estimated and refuted parts of a bound, each as its own curve.
+
+    Args:
+        run: The run.
+        name: The bound.
+        label: What the curves are called.
+        colour: Their token.
+        index: Number of the bound, which chooses the dashes of an estimate.
+        log: Whether the axis is logarithmic, and takes positive values only.
+        extra: More of plotly's keys.
+    """
     cells = [(float(r.step), r.bounds[name]) for r in run.records if name in r.bounds]
-    known = [(k, v, mark(c)) for k, c in cells if 0.0 < (v := _value(c) or 0.0) < LARGEST]
+    known = [
+        (k, v, mark(c))
+        for k, c in cells
+        if (v := _value(c)) is not None and abs(v) < LARGEST and (v > 0.0 or not log)
+    ]
     points = Points([k for k, _, _ in known], [v for _, v, _ in known], [0.0] * len(known))
     made: Traces = []
-    for kind, style in (("certified", "solid"), ("estimate", dash), ("failed", "dot")):
+    for kind, style in _styles(index):
         keep = [m == kind for _, _, m in known]
         if any(keep):
             part = thin(points) if all(keep) else split_where(points, keep)[0]
-            made.append(line(f"{label} ({kind})", part, colour, dash=style))
+            made.append(line(f"{label} ({kind})", part, colour, dash=style, **extra))
     return made
+
+
+def _styles(index: int) -> tuple[tuple[str, str], ...]:
+    return (("certified", "solid"), ("estimate", _DASHES[index % len(_DASHES)]), ("failed", "dot"))
 
 
 def _value(cell: Mapping[str, Any]) -> float | None:

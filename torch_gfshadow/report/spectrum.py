@@ -15,8 +15,12 @@ from torch_gfshadow.report.frame import (
     points_of,
     present,
 )
+from torch_gfshadow.report.limits import bound_names, limit_curves
 from torch_gfshadow.report.runs import Run
 from torch_gfshadow.report.traces import band, drawable, line, thin
+
+_DEPTH = 6.0
+"""So many times below λ_min the axis reaches at first; a bound may be far below."""
 
 
 def eigenvalues(runs: Sequence[Run]) -> Figure | None:
@@ -36,19 +40,39 @@ def eigenvalues(runs: Sequence[Run]) -> Figure | None:
             traces.append(line(name, points, tint, markers=True, yaxis=side))
     if not traces:
         return None
+    depth = min(
+        (v for trace in traces if trace.get("yaxis") == "y2" for v in trace["y"]), default=0
+    )
+    below = _below(runs)
     frame = layout("λ_max (f/θ²)", traces, height=460)
     frame["yaxis"]["domain"] = [0.54, 1.0]
     frame["yaxis2"] = {**axis("λ_min (f/θ²)"), "domain": [0.0, 0.46], "anchor": "x"}
     frame["xaxis"]["anchor"] = "y2"
+    lowest = min((v for trace in below for v in trace["y"] if v is not None), default=depth)
+    if lowest < _DEPTH * depth < 0:
+        frame["yaxis2"]["range"] = [_DEPTH * depth, 0.5 * -depth]
     words = (in_words(runs, n, f"{n}_residual", n) for n in ("lambda_max", "lambda_min"))
     return Figure(
         "eigenvalues",
         "Both ends of the Hessian's spectrum",
         "Ritz values at the iterate with their residuals as bands. Where λ_min is below zero "
-        "neighbouring paths of the flow part at rate −λ_min; λ_max sets the largest stable step.",
+        "neighbouring paths of the flow part at rate −λ_min; λ_max sets the largest stable step. "
+        "Bounds on λ_min, if any, are dashed where estimated; what lies below the axis can be "
+        "reached by zooming out.",
         " ".join(words),
-        {"data": traces, "layout": frame},
+        {"data": traces + below, "layout": frame},
     )
+
+
+def _below(runs: Sequence[Run]) -> Traces:
+    """Return the bounds of λ_min from below."""
+    traces: Traces = []
+    for run, colour, label in labelled(runs):
+        for index, name in enumerate(bound_names(run, "lambda_min")):
+            tint = f"@run{(index + 4) % 8}" if len(runs) == 1 else colour
+            made = limit_curves(run, name, label(name), tint, index, log=False, yaxis="y2")
+            traces += made
+    return traces
 
 
 def edges(runs: Sequence[Run]) -> Figure | None:
