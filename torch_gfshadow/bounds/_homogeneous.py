@@ -133,7 +133,7 @@ def _dense(
     loss: str,
     slopes: tuple[float, float],
 ) -> float:
-    """Return λ_min of the dense Hessian, by double backward."""
+    """Return λ_min of the dense Hessian, by double backward; NaN where it overflows."""
 
     def f(flat: Tensor) -> Tensor:
         z, start = x, 0
@@ -144,7 +144,9 @@ def _dense(
         return _loss(z, y, loss)
 
     flat = torch.cat([w.reshape(-1) for w in weights])
-    hessian: Any = torch.autograd.functional.hessian(f, flat)  # type: ignore[no-untyped-call]
+    hessian: Any = torch.autograd.functional.hessian(f, flat, vectorize=True)  # type: ignore[no-untyped-call]
+    if not bool(hessian.isfinite().all()):
+        return math.nan
     return float(torch.linalg.eigvalsh((hessian + hessian.mT) / 2)[0])
 
 
@@ -204,6 +206,8 @@ def matrix(argument: str, value: Any) -> Tensor:
         ) from error
     if out.dim() == 1 and argument == "Y":
         out = out[:, None]
+    if out.dim() == 1 and argument.startswith("weights"):
+        out = out[None]
     if out.dim() != 2:
         raise AssumptionError(must(argument, "a matrix", f"shape {list(out.shape)}", "Give rows."))
     if not bool(out.isfinite().all()):

@@ -62,7 +62,7 @@ def evaluate(
     if len(weights) != len(index):
         fix = "Give the weights of every layer."
         raise AssumptionError(must("weights", f"{len(index)} vectors", len(weights), fix))
-    vectors = [shared.matrix(f"weights[{j}]", [w]).reshape(-1) for j, w in enumerate(weights)]
+    vectors = [shared.matrix(f"weights[{j}]", w).reshape(-1) for j, w in enumerate(weights)]
     layers = [_layer(j, i, w) for j, (i, w) in enumerate(zip(index, vectors, strict=True))]
     for j, (below, above) in enumerate(pairwise(layers), 1):
         if len(above.index[0]) != len(below.index):
@@ -81,7 +81,7 @@ def evaluate(
         "rhs_kappa": shared.by_norms(point, kappa, point.norms),
         "rhs_weight_norms": math.sqrt(math.prod(counts)) * in_weights,
         "rhs_C_im2col": shared.by_blocks(point),
-        "lambda_min": smallest,
+        "lambda_min": smallest if math.isfinite(smallest) else None,
         "multiplicity": list(counts),
         "kappa": list(kappa),
     }

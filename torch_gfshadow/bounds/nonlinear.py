@@ -14,6 +14,7 @@ Source: Elkabetz & Cohen 2021, the non-linear version of Lemma 2; the second for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -68,7 +69,7 @@ def evaluate(
     value = {
         "rhs": shared.by_norms(point, [1.0] * point.depth, point.norms),
         "rhs_C_im2col": shared.by_blocks(point),
-        "lambda_min": smallest,
+        "lambda_min": smallest if math.isfinite(smallest) else None,
         "min_abs_preactivation": margin,
     }
     return Evaluation(value, shared.assumptions(point))

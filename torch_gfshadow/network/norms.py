@@ -26,8 +26,12 @@ def spectral_norm(matrix: Tensor) -> float:
     wide = matrix.detach().double()
     if not wide.numel():
         return 0.0
+    size = float(wide.abs().max())
+    if size == 0.0 or not math.isfinite(size):
+        return 0.0 if size == 0.0 else math.inf
+    wide = wide / size  # or the squares would leave the range of a float
     gram = wide @ wide.mT if wide.shape[0] <= wide.shape[1] else wide.mT @ wide
-    return math.sqrt(_largest_eigenvalue(gram)) * SAFETY
+    return size * math.sqrt(_largest_eigenvalue(gram)) * SAFETY
 
 
 def stacked_norm(make: Blocks, vectors: Tensor, c: Tensor) -> float:
