@@ -108,7 +108,8 @@ def _contribution(
     ratio = sample_norms(right, z) / sample_norms(left, p)
     usable = ratio.isfinite() & (ratio > 0)
     ratio = torch.where(usable, ratio, torch.ones_like(ratio))
-    return stacked_norm(left, p, b * ratio) ** 2, stacked_norm(right, z, b / ratio) ** 2, summed
+    left_norm, right_norm = stacked_norm(left, p, b * ratio), stacked_norm(right, z, b / ratio)
+    return left_norm * left_norm, right_norm * right_norm, summed
 
 
 def _pair(total: Sequence[float], sharing: float) -> Pair:

@@ -24,7 +24,11 @@ def linear_pool(call: Call) -> Map | str:
 
 
 def max_pool(call: Call) -> Map | str:
-    """A selection; an input in several windows counts as often as they overlap."""
+    """A selection; an input in several windows counts as often as they overlap.
+
+    Equal largest inputs count as a kink, even where they are copies (by an overlapping pool
+    before) of one unit and move together: that is on the safe side.
+    """
     size = call.get(1, "kernel_size")
     n_dims = int(next(d for d in "123" if f"pool{d}d" in call.name))
     kernel = per_dimension(size, n_dims)
