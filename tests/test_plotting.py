@@ -143,6 +143,45 @@ def test_under_a_schedule_the_edge_is_a_curve_where_it_is_near():
     assert [text.get_text() for text in axes.texts] == ["dashed: edge of stability at $2/\\eta$"]
 
 
+def bounded(kinds, floor=-40.0):
+    """A run whose Theorem 2 is of one kind after the other, with a certified limit of λ_min."""
+    out = []
+    for record in records():
+        cells = {}
+        if record.lambda_min is not None:
+            k = record.step
+            cells["theorem2"] = {"of": "discrepancy", "value": 0.01 * k, "kind": kinds[k // 10]}
+            cells["lemma2"] = {"of": "lambda_min", "value": floor / (1 + k), "kind": "certified"}
+        out.append(dataclasses.replace(record, bounds=cells))
+    return out
+
+
+def test_bounds_are_drawn_in_the_panel_of_what_they_limit_one_style_per_kind():
+    figure = plotting.plot_records(bounded(["estimated"] * 3 + ["failed"] * 2))
+    distances, lambda_min = figure.axes[1], figure.axes[3]
+    estimate = lines(distances)["Theorem 2 (estimate)"]
+    np.testing.assert_allclose(estimate[:3], [(0, np.nan), (10, 0.1), (20, 0.2)])
+    beyond = lines(distances)["Theorem 2 (beyond its hypotheses)"]
+    np.testing.assert_allclose(beyond, [(20, 0.2), (30, 0.3), (40, 0.4)])  # where the other ends
+    certified = lines(lambda_min)["Lemma 2 (certified)"]
+    np.testing.assert_allclose(certified, [(k, -40.0 / (1 + k)) for k in range(0, 50, 10)])
+    styles = {line.get_label(): line.get_linestyle() for line in distances.get_lines()}
+    assert styles["Theorem 2 (estimate)"] != styles["Theorem 2 (beyond its hypotheses)"]
+    assert lambda_min.get_ylim()[0] <= -40.0
+    assert "Lemma 2 (certified)" in {t.get_text() for t in lambda_min.get_legend().get_texts()}
+
+
+def test_a_huge_bound_does_not_rule_its_panel():
+    huge = [
+        dataclasses.replace(r, bounds={"theorem2": {"value": 1e200, "kind": "estimated"}})
+        for r in bounded(["estimated"] * 5, floor=-1e9)
+    ]
+    axes = plotting.plot_records(huge).axes[1]
+    assert axes.get_ylim()[1] <= 1e3 * 4.9 * 1.01
+    floors = plotting.plot_records(bounded(["estimated"] * 5, floor=-1e9)).axes[3]
+    assert floors.get_ylim()[0] > -1e3
+
+
 def test_pyplot_is_not_imported_and_parameters_do_not_move():
     import matplotlib
 

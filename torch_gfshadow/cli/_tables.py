@@ -26,6 +26,10 @@ def shadow_table(networks: Networks) -> Table:
         ("  error bar / discrepancy", lambda s: _percent(s["relative_error"])),
         ("λ_min at the end", lambda s: _pair(s["lambda_min"], s["lambda_min_residual"])),
         ("λ_max at the end", lambda s: _pair(s["lambda_max"], s["lambda_max_residual"])),
+    ]
+    bounds = dict.fromkeys(name for summary in networks.values() for name in summary["bounds"])
+    rows += [(f"bound {name}", _bound(name)) for name in bounds]
+    rows += [
         ("gradients per step", lambda s: _number(s["grad_evals_per_step"])),
         ("  without the probes", _without_probes),
     ]
@@ -127,6 +131,19 @@ def _statuses(summary: Mapping[str, Any]) -> str:
     if len(counts) == 1:
         return next(iter(counts))
     return ", ".join(f"{status} {n:,}" for status, n in counts.items())
+
+
+def _bound(name: str) -> Cell:
+    """Its value, how many times what was measured, and of what kind it is."""
+
+    def cell(summary: Mapping[str, Any]) -> str:
+        found = summary["bounds"].get(name)
+        if found is None or found.get("value") is None:
+            return "-"
+        times = "" if found.get("tightness") is None else f", {found['tightness']:.3g} ×"
+        return f"{_number(found['value'])}{times}, {found.get('kind', 'estimated')}"
+
+    return cell
 
 
 def _for_purpose(purpose: str) -> Cell:

@@ -33,8 +33,8 @@ def summarise_records(
             got that far; without it the evaluations are known in total only.
 
     Returns:
-        Last measured values (``None`` where nothing was measured), evaluations in total, by
-        purpose and per step, seconds in all and over the rest of the loop's (``overhead``), worst
+        Last measured values (``None`` where nothing was measured) and bounds, evaluations in
+        total, by purpose and per step, seconds in all and over the rest of the loop's (``overhead``), worst
         status, and the verdict.
     """
     last = records[-1]
@@ -52,6 +52,7 @@ def summarise_records(
         result[name] = getattr(last, name)
     result["status"] = str(worst(record.status for record in records))
     result["status_counts"] = dict(Counter(str(record.status) for record in records))
+    result["bounds"] = _bounds(records)
     result["errors"] = list((summary or {}).get("errors", ()))
     result["verdict"] = asdict(judge(records))
     return result
@@ -86,6 +87,15 @@ def summarise_agreement(agreement: Agreement) -> dict[str, Any]:
         value, bar = result[side]
         result[side] = {"discrepancy": value, "error": bar}
     return result
+
+
+def _bounds(records: Sequence[Record]) -> dict[str, Any]:
+    """Return, per bound, its last cell and the step it belongs to."""
+    found: dict[str, Any] = {}
+    for record in records:
+        for name, cell in record.bounds.items():
+            found[name] = {"step": record.step, **cell}
+    return found
 
 
 def _evaluations(last: Record, summary: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_gfshadow.errors import must
+from torch_gfshadow.plotting.bounds import draw_bounds
 from torch_gfshadow.plotting.panels import PANELS, draw_overlays, is_measured
 from torch_gfshadow.plotting.series import Curve, constant_pace
 from torch_gfshadow.plotting.style import FONT, finish, legend_above, new_figure
@@ -60,6 +61,10 @@ def figure1(
     for row, panel in zip(grid, panels, strict=True):
         for axes, (title, records) in zip(row, runs.items(), strict=True):
             panel.draw(axes, records)
+            if panel.field in ("discrepancy", "lambda_min"):
+                draw_bounds(axes, records, panel.field)
+            if panel.field == "lambda_min" and axes.get_legend_handles_labels()[0]:
+                legend_above(axes)
             if panel.field == "discrepancy":
                 draw_overlays(axes, (overlays or {}).get(title) or {})
                 legend_above(axes)

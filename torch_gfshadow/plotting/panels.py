@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from torch_gfshadow.plotting.bounds import lowest_bound
 from torch_gfshadow.plotting.series import Curve, positive, series
 from torch_gfshadow.plotting.style import BLUE, FONT, GREEN, GREY, MARKERS, PURPLE, VERMILLION
 from torch_gfshadow.record import Record
@@ -127,11 +128,13 @@ def _scale_distances(row: Sequence[Axes], runs: Iterable[Sequence[Record]]) -> N
 
 def _scale_symmetrically(row: Sequence[Axes], runs: Iterable[Sequence[Record]]) -> None:
     # the linear part of the axis begins below the data, or the curve would bend where it ends
+    runs = list(runs)
     values = [v for records in runs for v in series(records, "lambda_min")[1]]
+    floors = [f for records in runs if (f := lowest_bound(records)) is not None]
     sizes = [abs(v) for v in values if v != 0] or [1.0]
     linear = 10.0 ** math.floor(math.log10(max(min(sizes), 1e-4 * max(sizes))))
     row[0].set_yscale("symlog", linthresh=linear)
-    row[0].set_ylim(1.5 * min(*values, -linear), max(1.5 * max(values), 0.5 * linear))
+    row[0].set_ylim(1.5 * min(*values, *floors, -linear), max(1.5 * max(values), 0.5 * linear))
 
 
 class Panel(NamedTuple):
