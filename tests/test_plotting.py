@@ -165,7 +165,7 @@ def test_bounds_are_drawn_in_the_panel_of_what_they_limit_one_style_per_kind():
     np.testing.assert_allclose(beyond, [(20, 0.2), (30, 0.3), (40, 0.4)])  # where the other ends
     certified = lines(lambda_min)["Lemma 2 (certified)"]
     np.testing.assert_allclose(certified, [(k, -40.0 / (1 + k)) for k in range(0, 50, 10)])
-    styles = {line.get_label(): line.get_linestyle() for line in distances.get_lines()}
+    styles = {line.get_label(): line._dash_pattern for line in distances.get_lines()}
     assert styles["Theorem 2 (estimate)"] != styles["Theorem 2 (beyond its hypotheses)"]
     assert lambda_min.get_ylim()[0] <= -40.0
     assert "Lemma 2 (certified)" in {t.get_text() for t in lambda_min.get_legend().get_texts()}

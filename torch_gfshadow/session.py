@@ -102,7 +102,7 @@ def summarise(records: Sequence[Record], ledger: Ledger, loop_seconds: float) ->
     largest = max(from_steps, key=lambda r: r.discrepancy or 0.0, default=None)
     newest = records[-1] if records else None
     steps = newest.step if newest else 0
-    probes = ledger.grads["probes"]
+    probes = ledger.grads["probes"] + ledger.grads["bounds"]  # where probes are, bounds are
     counts = ledger.by_purpose()
     rest = max(loop_seconds - ledger.seconds, 1e-9)
     return {

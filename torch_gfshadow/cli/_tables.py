@@ -28,7 +28,8 @@ def shadow_table(networks: Networks) -> Table:
         ("λ_max at the end", lambda s: _pair(s["lambda_max"], s["lambda_max_residual"])),
     ]
     bounds = dict.fromkeys(name for summary in networks.values() for name in summary["bounds"])
-    rows += [(f"bound {name}", _bound(name)) for name in bounds]
+    for name in bounds:
+        rows += [(f"bound {name}", _bound(name)), ("  over what it limits", _tightness(name))]
     rows += [
         ("gradients per step", lambda s: _number(s["grad_evals_per_step"])),
         ("  without the probes", _without_probes),
@@ -134,14 +135,18 @@ def _statuses(summary: Mapping[str, Any]) -> str:
 
 
 def _bound(name: str) -> Cell:
-    """Its value, how many times what was measured, and of what kind it is."""
+    return lambda s: _number(s["bounds"].get(name, {}).get("value"))
+
+
+def _tightness(name: str) -> Cell:
+    """How many times what was measured the bound is, and of what kind."""
 
     def cell(summary: Mapping[str, Any]) -> str:
         found = summary["bounds"].get(name)
-        if found is None or found.get("value") is None:
+        if found is None:
             return "-"
-        times = "" if found.get("tightness") is None else f", {found['tightness']:.3g} ×"
-        return f"{_number(found['value'])}{times}, {found.get('kind', 'estimated')}"
+        times = "" if found.get("tightness") is None else f"{found['tightness']:.3g} ×, "
+        return f"{times}{found.get('kind', 'estimated')}"
 
     return cell
 

@@ -34,8 +34,8 @@ def summarise_records(
 
     Returns:
         Last measured values (``None`` where nothing was measured) and bounds, evaluations in
-        total, by purpose and per step, seconds in all and over the rest of the loop's (``overhead``), worst
-        status, and the verdict.
+        total, by purpose and per step, seconds in all and over the rest of the loop's
+        (``overhead``), worst status, and the verdict.
     """
     last = records[-1]
     result: dict[str, Any] = {"steps": last.step, "time": last.time}
@@ -109,7 +109,9 @@ def _evaluations(last: Record, summary: Mapping[str, Any] | None) -> dict[str, A
         "grad_evals_per_step": total / steps,
         "hvps_per_step": last.n_hvps / steps,
     }
-    without = total - by_purpose.get("probes", 0) if by_purpose else None
+    # bounds look at the network where there are probes
+    probes = by_purpose.get("probes", 0) + by_purpose.get("bounds", 0)
+    without = total - probes if by_purpose else None
     result["n_grad_evals_excluding_probes"] = without
     result["grad_evals_per_step_excluding_probes"] = None if without is None else without / steps
     result["n_grad_evals_by_purpose"] = by_purpose
