@@ -18,7 +18,7 @@ from torch_gfshadow.record import Record
 from torch_gfshadow.report import Run, find, load_runs, render, write_report
 from torch_gfshadow.report.figures import draw
 from torch_gfshadow.report.traces import Points, split_where, thin
-from torch_gfshadow.testing import toy_run
+from torch_gfshadow.testing import hostile_records, toy_run
 
 EVIL = "</script><img src=x onerror=alert(1)>{{7*7}}%{y}<b>"
 
@@ -222,7 +222,9 @@ def test_every_figure_is_valid_plotly(runs):
         "cost",
     ]
     for figure in figures:
-        go.Figure(plain(figure.spec))  # refuses unknown keys and values
+        go.Figure(
+            plain(figure.spec["data"]), plain(figure.spec["layout"])
+        )  # refuses unknown keys and values
         json.dumps(figure.spec, allow_nan=False)
         assert all(r.name in figure.alt for r in runs)
 
@@ -235,6 +237,18 @@ def test_the_error_bar_is_a_band_and_hovering_shows_it():
     assert curve["customdata"][at] == "0.02 ± 0.0008"
     heights = [y for x, y in zip(shade["x"], shade["y"], strict=True) if x == 40]
     assert heights == pytest.approx([0.02 + 0.0008, 0.02 - 0.0008])
+
+
+def test_runs_of_different_pace_are_compared_over_flow_time():
+    slow = Run(
+        name="slow", records=tuple(dataclasses.replace(r, time=r.time / 2) for r in records())
+    )
+    assert 'data-axis="step"' in render([run("a"), run("b")])
+    assert 'data-axis="time"' in render([run("a"), slow])
+    for figure in draw([run("a"), slow]):
+        for trace, times in zip(figure.spec["data"], figure.spec["times"], strict=True):
+            pace = 0.05 if "slow" in trace.get("legendgroup", "") else 0.1
+            assert times == pytest.approx([pace * k for k in trace["x"]])
 
 
 def test_what_was_not_measured_has_no_figure():
@@ -269,19 +283,20 @@ def test_a_bound_on_lambda_min_is_drawn_beside_it_and_not_against_the_discrepanc
     assert (floor["yaxis"], floor["line"]["dash"], set(floor["y"])) == ("y2", "solid", {-50.0})
     low, high = figures["eigenvalues"].spec["layout"]["yaxis2"]["range"]
     assert -50 < low < -0.1 < 0 < high  # λ_min is −0.1
-    go.Figure(plain(figures["eigenvalues"].spec))
+    go.Figure(plain(traces))
 
 
 def test_a_long_run_keeps_its_extremes():
     values = [math.sin(i) for i in range(100_000)]
     values[54_321] = 9.0
-    kept = thin(Points([float(i) for i in range(100_000)], values, [0.0] * 100_000))
+    steps = [float(i) for i in range(100_000)]
+    kept = thin(Points(steps, values, [0.0] * 100_000, steps))
     assert len(kept.steps) < 1300
     assert (kept.steps[0], kept.steps[-1], max(kept.values)) == (0.0, 99_999.0, 9.0)
 
 
 def test_an_unresolved_point_between_resolved_ones_is_joined_to_them():
-    points = Points([0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0], [0.0] * 4)
+    points = Points([0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0], [0.0] * 4, [0.0] * 4)
     known, rest = split_where(points, [True, False, True, True])
     assert known.values == [1.0, None, 3.0, 4.0]
     assert rest.values == [1.0, 2.0, 3.0, None]
@@ -366,3 +381,13 @@ def test_the_command_prints_the_findings_and_writes_the_file(tmp_path, monkeypat
     assert told["report"] == "report.html"
     assert told["runs"][0]["findings"][0]["level"] == "good"
     assert CliRunner().invoke(main, ["report", "none.jsonl"]).exit_code != 0
+
+
+def test_records_as_hostile_as_the_kit_makes_them_are_reported():
+    rows = tuple(hostile_records())
+    page = render([Run(name="hostile", records=rows), run()])
+    assert "hostile" in page
+    for data in re.findall(
+        r'<script type="application/json"[^>]*>(.*?)</script>', page, flags=re.S
+    ):
+        json.loads(data)

@@ -60,6 +60,20 @@ def test_the_keyboard_moves_along_a_figure_and_the_values_are_announced(page_of)
     assert wrong == []
 
 
+def test_the_axis_button_puts_flow_time_on_every_figure(page_of):
+    with opened(page_of(run("a"))) as (page, wrong):
+        ends = "() => [...document.querySelectorAll('.plot')].map((p) => Math.max(...p.data[0].x))"
+        assert set(page.evaluate(ends)) <= {50.0, 59.0}
+        page.focus("#axis")
+        page.keyboard.press("Enter")
+        assert {round(end, 6) for end in page.evaluate(ends)} <= {5.0, 5.9}
+        assert page.locator("#axis").text_content() == "Show steps"
+        page.focus("#plot-distances")
+        page.keyboard.press("End")
+        assert page.locator("#said").text_content().startswith("time 5.9")
+    assert wrong == []
+
+
 def test_the_theme_button_redraws_the_figures(page_of):
     with opened(page_of(run("a"))) as (page, wrong):
         background = "e => e.style.background"

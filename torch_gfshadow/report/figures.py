@@ -21,8 +21,11 @@ from torch_gfshadow.report.traces import band, drawable, line, split_where, thin
 
 def draw(runs: Sequence[Run]) -> list[Figure]:
     """Return every figure for which something was measured."""
-    made = (build(runs) for build in _FIGURES)
-    return [figure for figure in made if figure is not None]
+    figures = [figure for build in _FIGURES if (figure := build(runs)) is not None]
+    for figure in figures:
+        # ours, not plotly's: it would read its own `meta` into curves' names
+        figure.spec["times"] = [trace.pop("times") for trace in figure.spec["data"]]
+    return figures
 
 
 def _distances(runs: Sequence[Run]) -> Figure | None:
@@ -39,7 +42,9 @@ def _distances(runs: Sequence[Run]) -> Figure | None:
         name = label("discrepancy from gradient flow")
         top = max(away.values + found.values) * 3
         traces += present(band(found, flow, True, name, top))
-        known, rest = split_where(found, [e <= v for _, v, e in zip(*found, strict=True)])
+        known, rest = split_where(
+            found, [e <= v for v, e in zip(found.values, found.errors, strict=True)]
+        )
         traces.append(line(name, known, flow))
         if any(v is not None for v in rest.values):
             traces.append(line(label("… not resolved"), rest, flow, dash="dot", group=name))

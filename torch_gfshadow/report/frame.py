@@ -25,7 +25,7 @@ class Figure:
         title: Heading.
         caption: What is drawn and how to read it; our own words only.
         alt: The same for those who cannot see it, with the numbers; may hold users' names.
-        spec: ``{"data": …, "layout": …}``.
+        spec: ``{"data": …, "layout": …, "times": …}``, the last per curve.
     """
 
     key: str
@@ -37,7 +37,9 @@ class Figure:
 
 def points_of(records: Sequence[Record], name: str, error: str | None = None) -> Points:
     """Return the measured values of a field with those of its error field."""
-    return Points(*series(records, name, error))
+    steps, values, errors = series(records, name, error)
+    times = {float(r.step): r.time if math.isfinite(r.time) else float(r.step) for r in records}
+    return Points(steps, values, errors, [times[step] for step in steps])
 
 
 def labelled(runs: Sequence[Run]) -> Iterator[tuple[Run, str, Callable[[str], str]]]:
@@ -81,7 +83,7 @@ def axis(title: str) -> dict[str, Any]:
 def _logarithmic(traces: Traces) -> dict[str, Any]:
     # whole powers of ten where there are several, 1, 2 and 5 where there are not
     values = [v for trace in traces for v in trace["y"] if v is not None and v > 0]
-    decades = math.log10(max(values) / min(values)) if values else 0.0
+    decades = math.log10(max(values)) - math.log10(min(values)) if values else 0.0
     ticks = math.ceil(decades / 10) if decades >= 2 else "D2"
     return {"type": "log", "exponentformat": "power", "dtick": ticks}
 

@@ -115,13 +115,18 @@ def limit_curves(
         log: Whether the axis is logarithmic, and takes positive values only.
         extra: More of plotly's keys.
     """
-    cells = [(float(r.step), r.bounds[name]) for r in run.records if name in r.bounds]
+    cells = [(r, r.bounds[name]) for r in run.records if name in r.bounds]
     known = [
-        (k, v, mark(c))
-        for k, c in cells
+        (r, v, mark(c))
+        for r, c in cells
         if (v := _value(c)) is not None and abs(v) < LARGEST and (v > 0.0 or not log)
     ]
-    points = Points([k for k, _, _ in known], [v for _, v, _ in known], [0.0] * len(known))
+    points = Points(
+        [float(r.step) for r, _, _ in known],
+        [v for _, v, _ in known],
+        [0.0] * len(known),
+        [r.time for r, _, _ in known],
+    )
     made: Traces = []
     for kind, style in _styles(index):
         keep = [m == kind for _, _, m in known]

@@ -85,6 +85,7 @@ def render(runs: Sequence[Run], title: str | None = None) -> str:
         title=title or " · ".join(run.name for run in runs),
         runs=[_shown(run) for run in runs],
         overview=tables.overview(runs),
+        axis=_axis(runs),
         figures=[(figure, Markup(_json(figure.spec))) for figure in draw(runs)],
         policy=_policy(scripts),
         scripts=[Markup(script) for script in scripts],
@@ -108,6 +109,13 @@ def require_report() -> None:
         if importlib.util.find_spec(package) is None:
             fix = 'Run `pip install "torch-gfshadow[report]"`.'
             raise ImportError(must(package, "installed to write reports", "no such package", fix))
+
+
+def _axis(runs: Sequence[Run]) -> str:
+    """Return what the horizontal axis shows at first: steps, or time where paces differ."""
+    paces = [run.last.time / run.last.step for run in runs if run.last.step]
+    alike = not paces or not max(paces) > 1.001 * min(paces)
+    return "step" if alike else "time"
 
 
 def _shown(run: Run) -> dict[str, Any]:

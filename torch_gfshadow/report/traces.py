@@ -1,5 +1,6 @@
 """Curves for the report's figures, as plotly's JSON. Colours are tokens that the page resolves.
 
+Every curve carries the flow's ``times`` of its points: the page can put either on the axis.
 ``@blue`` or ``@run3/0.2`` become the theme's colours in the browser, so that one file serves light
 and dark. Text is escaped for plotly, which reads a subset of HTML in names.
 """
@@ -21,11 +22,12 @@ LARGEST = 1e300
 
 
 class Points(NamedTuple):
-    """Steps, values there, and their error bars (0 where none is known)."""
+    """Steps, values there, their error bars (0 where none is known), and the flow's time there."""
 
     steps: list[float]
     values: list[float]
     errors: list[float]
+    times: list[float]
 
 
 def thin(points: Points, limit: int = LIMIT) -> Points:
@@ -50,7 +52,7 @@ def drawable(points: Points, log: bool) -> Points:
         for row in zip(*points, strict=True)
         if abs(row[1]) < LARGEST and (row[1] > 0 or not log)
     ]
-    return Points(*([row[i] for row in rows] for i in range(3)))
+    return Points(*([row[i] for row in rows] for i in range(4)))
 
 
 def text(value: str) -> str:
@@ -80,6 +82,7 @@ def line(
         "x": points.steps,
         "y": points.values,
         "customdata": shown,
+        "times": points.times,
         "hovertemplate": "%{customdata}",
         "line": {"color": colour, "width": 2, "dash": dash},
         "marker": {"color": colour, "size": 5},
@@ -104,13 +107,14 @@ def band(
     if not any(points.errors):
         return None
     rows = list(zip(*points, strict=True))
-    low = [max(v - e, 1e-3 * v) if log else v - e for _, v, e in rows]
-    high = [min(v + e, limit) if limit is not None else v + e for _, v, e in rows]
+    low = [max(v - e, 1e-3 * v) if log else v - e for _, v, e, _ in rows]
+    high = [min(v + e, limit) if limit is not None else v + e for _, v, e, _ in rows]
     return {
         "type": "scatter",
         "mode": "lines",
         "x": points.steps + points.steps[::-1],
         "y": high + low[::-1],
+        "times": points.times + points.times[::-1],
         "fill": "toself",
         "fillcolor": f"{colour}/0.22",
         "line": {"width": 0, "color": colour},
@@ -133,6 +137,6 @@ def split_where(points: Points, keep: Sequence[bool]) -> tuple[Points, Points]:
 
     def masked(wanted: Sequence[bool]) -> Points:
         values: list[Any] = [v if w else None for v, w in zip(points.values, wanted, strict=True)]
-        return Points(points.steps, values, points.errors)
+        return points._replace(values=values)
 
     return masked(keep), masked(joined)

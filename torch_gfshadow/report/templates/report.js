@@ -3,6 +3,7 @@
   const root = document.documentElement;
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const button = document.getElementById("theme");
+  const axis = document.getElementById("axis");
   const said = document.getElementById("said");
   const figures = [...document.querySelectorAll("script.figure")].map((element) => ({
     plot: document.getElementById(element.dataset.plot),
@@ -13,7 +14,7 @@
   // "@blue" and "@run3/0.2" in a colour's place become the theme's colours; other strings stay.
   const isColour = (key) => /^(color|fillcolor|bgcolor|gridcolor|zerolinecolor|(paper|plot)_bgcolor)$/.test(key);
   const resolve = (value, key, style) => {
-    if (Array.isArray(value)) return key === "x" || key === "y" || key === "customdata" ? value : value.map((v) => resolve(v, key, style));
+    if (Array.isArray(value)) return ["x", "y", "customdata", "times"].includes(key) ? value : value.map((v) => resolve(v, key, style));
     if (value !== null && typeof value === "object")
       return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolve(v, k, style)]));
     if (typeof value !== "string" || !isColour(key) || value[0] !== "@") return value;
@@ -26,8 +27,19 @@
     const style = getComputedStyle(root);
     for (const { plot, spec } of figures) {
       const { data, layout } = resolve(spec, "", style);
+      if (root.dataset.axis === "time") {
+        data.forEach((trace, i) => { trace.x = spec.times[i]; });
+        layout.xaxis.title.text = "flow time t";
+        layout.xaxis.hoverformat = ".5~g";
+      }
       Plotly.react(plot, data, layout, { responsive: true, displaylogo: false });
     }
+  };
+
+  const setAxis = (name) => {
+    root.dataset.axis = name;
+    axis.textContent = name === "time" ? "Show steps" : "Show flow time";
+    for (const figure of figures) figure.at = -1;
   };
 
   const setTheme = (theme) => {
@@ -52,7 +64,7 @@
       words.push(`${trace.name.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&")} ${trace.customdata[pointNumber]}`);
     }
     Plotly.Fx.hover(figure.plot, { xval: step });
-    said.textContent = `step ${step}: ${words.join("; ")}`;
+    said.textContent = `${root.dataset.axis} ${step}: ${words.join("; ")}`;
   };
 
   for (const figure of figures) {
@@ -64,6 +76,11 @@
     });
   }
   button.addEventListener("click", () => setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
+  axis.addEventListener("click", () => {
+    setAxis(root.dataset.axis === "time" ? "step" : "time");
+    draw();
+  });
   dark.addEventListener("change", (event) => setTheme(event.matches ? "dark" : "light"));
+  setAxis(root.dataset.axis);
   setTheme(dark.matches ? "dark" : "light");
 })();
