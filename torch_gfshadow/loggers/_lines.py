@@ -46,6 +46,20 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
     return file
 
 
+def checked_directory(directory: str | os.PathLike[str]) -> Path:
+    """Return ``directory`` as one we will be able to write in; nothing is created.
+
+    Raises:
+        ValueError: If it is a file, or lies under one.
+    """
+    path = Path(directory).expanduser()
+    for place in (path, *path.absolute().parents):
+        if place.exists() and not place.is_dir():
+            fix = f"{place} is a file; choose another name."
+            raise ValueError(must("directory", "a directory or new", repr(str(path)), fix))
+    return path
+
+
 class LineFile:
     """One file, opened for appending whole lines.
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from torch_gfshadow.errors import GFShadowError, must
+from torch_gfshadow.loggers import checked_directory, not_started, numbers
 from torch_gfshadow.record import Record
 from torch_gfshadow.status import Status
 
@@ -29,12 +28,7 @@ class TensorBoardLogger:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory).expanduser()
-        for place in (self.directory, *self.directory.absolute().parents):
-            if place.exists() and not place.is_dir():
-                got = repr(str(self.directory))
-                fix = f"{place} is a file; choose another name."
-                raise ValueError(must("directory", "a directory or new", got, fix))
+        self.directory = checked_directory(directory)
         self._writer: SummaryWriter | None = None
         self._status = Status.OK
 
@@ -47,10 +41,8 @@ class TensorBoardLogger:
     def write(self, record: Record) -> None:
         """Write one record, and see it to the disk."""
         if self._writer is None:
-            fix = "Call start(header) first."
-            got = "a record outside them"
-            raise GFShadowError(must("write()", "called between start() and finish()", got, fix))
-        for tag, value in _scalars(record.to_dict()):
+            raise not_started(self)
+        for tag, value in numbers(record):
             self._writer.add_scalar(tag, value, record.step, new_style=True, double_precision=True)
         if record.status is not self._status:
             detail = record.status_detail or record.status.sentence
@@ -67,22 +59,6 @@ class TensorBoardLogger:
             writer.add_text("summary", _code(summary))
         finally:
             writer.close()
-
-
-def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    bounds, extras = row.pop("bounds"), row.pop("extras")
-    del row["step"]  # the axis
-    yield from _numbers("gfshadow", row)
-    yield from _numbers("bounds", {name: cell.get("value") for name, cell in bounds.items()})
-    yield from _numbers("extras", extras)
-
-
-def _numbers(tag: str, value: Any) -> Iterator[tuple[str, float]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _numbers(f"{tag}/{key}", item)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield tag, value
 
 
 def _code(mapping: Mapping[str, Any]) -> str:
