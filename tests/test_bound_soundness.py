@@ -11,8 +11,10 @@ QUICK, SLOW = 2_000, 100_000
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_bound_holds_on_2000_random_cases(name):
-    found = run(name, QUICK, seed=1)
-    assert found.n_cases >= QUICK
+    # those of networks have 2,000 cases of their own, of every kind, in test_homogeneous_property
+    n_cases = 300 if name.startswith(("nonlinear", "convolution")) else QUICK
+    found = run(name, n_cases, seed=1)
+    assert found.n_cases >= n_cases
     assert found.n_violations == 0, found
     assert found.smallest <= found.median <= found.largest
 

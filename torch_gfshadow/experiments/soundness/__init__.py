@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from torch_gfshadow.experiments.soundness import balanced, closed_forms, networks
+from torch_gfshadow.experiments.soundness import (
+    balanced,
+    closed_forms,
+    homogeneous,
+    networks,
+    tubes,
+)
 from torch_gfshadow.experiments.soundness.closed_forms import Array
 
 Study = Callable[[np.random.Generator, int], Array]
@@ -25,6 +32,14 @@ STUDIES: Mapping[str, Study] = {
     "weight_decay": closed_forms.weight_decay_step,
     "lemma2, eq13": networks.equation13,
     "lemma2, blocks": networks.blocks,
+    "nonlinear": homogeneous.nonlinear_simple,
+    "nonlinear, blocks": homogeneous.nonlinear_tight,
+    "convolution": homogeneous.convolution_simple,
+    "convolution, κ": homogeneous.convolution_kappa,
+    "convolution, blocks": homogeneous.convolution_tight,
+    "tube, mode A": partial(tubes.by_mode, mode="A"),
+    "tube, mode B": partial(tubes.by_mode, mode="B"),
+    "tube, mode C": partial(tubes.by_mode, mode="C"),
     "proposition2, eq14": networks.equation14,
     "proposition2, sharper": networks.equation14_sharper,
     "proposition3, eq17": balanced.equation17_time,

@@ -45,7 +45,7 @@ def _at_random(rng: np.random.Generator, n: int) -> tuple[Array, Array]:
     size = -(-n // len(_DIMS))
     for dims in _DIMS:
         weights = [rng.normal(size=(2 * size, b, a)) / np.sqrt(a) for a, b in pairwise(dims)]
-        point = Point(Chain(weights), _loss(rng, 2 * size, dims))
+        point = Point(Chain(weights), random_square(rng, 2 * size, dims))
         smallest = np.linalg.eigvalsh(point.hessian())[:, 0]
         bent = np.flatnonzero(smallest < 0)[:size]
         tight = np.linalg.eigvalsh(blocks_matrix(point))[:, -1]
@@ -59,13 +59,13 @@ def _along_flows(rng: np.random.Generator, n: int, which: str) -> Array:
     size = -(-n // (len(_DIMS) * len(_TIMES)))
     for dims in _DIMS:
         depth = len(dims) - 1
-        loss = _loss(rng, size, dims)
+        loss = random_square(rng, size, dims)
         weights = [rng.normal(size=(size, b, a)) for a, b in pairwise(dims)]
         norm = np.sqrt(sum((w**2).sum((1, 2)) for w in weights))
         eps = 10 ** rng.uniform(-1.5, 0, size) / (2 * depth)
         weights = [w * (eps / norm)[:, None, None] for w in weights]
         for step in range(1, max(_TIMES) + 1):
-            weights = _runge_kutta(weights, loss)
+            weights = runge_kutta(weights, loss, _STEP)
             if step in _TIMES:
                 found.append(_compare(weights, loss, eps, which))
     return np.concatenate(found)
@@ -92,12 +92,14 @@ def _compare(weights: list[Array], loss: Square, eps: Array, which: str) -> Arra
         return np.where(smallest < -1e-7, limits / smallest, np.inf)
 
 
-def _runge_kutta(weights: list[Array], loss: Square) -> list[Array]:
+def runge_kutta(weights: list[Array], loss: Square, step: float) -> list[Array]:
+    """Return the flow of many networks one step later, by the classical method."""
+
     def slope(at: list[Array]) -> tuple[Array, ...]:
         return Point(Chain(at), loss).gradient()
 
     def moved(by: tuple[Array, ...], share: float) -> list[Array]:
-        return [w - share * _STEP * g for w, g in zip(weights, by, strict=True)]
+        return [w - share * step * g for w, g in zip(weights, by, strict=True)]
 
     a = slope(weights)
     b = slope(moved(a, 0.5))
@@ -107,7 +109,7 @@ def _runge_kutta(weights: list[Array], loss: Square) -> list[Array]:
     return moved(mean, 1.0)
 
 
-def _loss(rng: np.random.Generator, size: int, dims: tuple[int, ...]) -> Square:
+def random_square(rng: np.random.Generator, size: int, dims: tuple[int, ...]) -> Square:
     """Return square losses of random data, one per network, whitened for every second one."""
     d0 = dims[0]
     factor = rng.normal(size=(size, d0, 2 * d0)) / np.sqrt(2 * d0)
