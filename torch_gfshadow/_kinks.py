@@ -1,0 +1,239 @@
+"""Activations with kinks whose slope is its average over a stretch of the path.
+
+A ReLU's slope jumps from 0 to 1 where its input z changes sign. A solver that evaluates the field
+once a step sees the jump up to a step early or late, and these errors of timing, one for every
+sample and unit, are what limits every method on such networks. But z is continuous: over a
+step it moves almost straight from z − d to z + d, and the average of the slope over the step is
+the share of that way on which z > 0. With it, the jump is timed to second order.
+
+The first forward pass, at the point where the stretch is entered, notes the inputs; the second,
+at its middle, takes d from them. Nothing else about the evaluation changes: values are those of
+the network at the middle. Derived; a discrete gradient in the sense of Gonzalez, J. Nonlinear
+Sci. 6 (1996), taken activation by activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  (torch's own spelling)
+from torch.overrides import TorchFunctionMode
+
+_QUADRATURE = (-0.75, -0.25, 0.25, 0.75)
+
+
+class Unmatched(RuntimeError):
+    """The two forward passes did not call the same activations on the same shapes."""
+
+
+class _Ramps(NamedTuple):
+    """A piecewise linear function: its slope far to the left, and the jumps of the slope."""
+
+    slope: float
+    jumps: tuple[tuple[float, float], ...]
+
+
+def _relu(_: Sequence[Any], __: Mapping[str, Any]) -> _Ramps:
+    return _Ramps(0.0, ((0.0, 1.0),))
+
+
+def _abs(_: Sequence[Any], __: Mapping[str, Any]) -> _Ramps:
+    return _Ramps(-1.0, ((0.0, 2.0),))
+
+
+def _leaky_relu(args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Ramps:
+    slope = float(_argument(args, kwargs, 1, "negative_slope", 0.01))
+    return _Ramps(slope, ((0.0, 1.0 - slope),))
+
+
+def _hardtanh(args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Ramps:
+    low = float(_argument(args, kwargs, 1, "min_val", -1.0))
+    high = float(_argument(args, kwargs, 2, "max_val", 1.0))
+    return _Ramps(0.0, ((low, 1.0), (high, -1.0)))
+
+
+def _relu6(_: Sequence[Any], __: Mapping[str, Any]) -> _Ramps:
+    return _Ramps(0.0, ((0.0, 1.0), (6.0, -1.0)))
+
+
+def _clamp(args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Ramps | None:
+    low = _argument(args, kwargs, 1, "min", None)
+    high = _argument(args, kwargs, 2, "max", None)
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return None
+    jumps = ((float(low), 1.0),) if low is not None else ()
+    jumps += ((float(high), -1.0),) if high is not None else ()
+    return _Ramps(1.0 if low is None else 0.0, jumps)
+
+
+def _clamp_max(args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Ramps | None:
+    return _clamp((args[0], None, _argument(args, kwargs, 1, "max", None)), {})
+
+
+_Rule = Callable[[Sequence[Any], Mapping[str, Any]], "_Ramps | None"]
+
+
+def _sampled(_: Sequence[Any], __: Mapping[str, Any]) -> None:
+    """Averaged over four points of the stretch: not elementwise, or not piecewise linear."""
+
+
+_RULES: dict[Any, _Rule] = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), _relu),
+    **dict.fromkeys((F.leaky_relu, F.leaky_relu_), _leaky_relu),
+    **dict.fromkeys((F.hardtanh, F.hardtanh_), _hardtanh),
+    **dict.fromkeys((torch.clamp, Tensor.clamp, torch.clamp_min, Tensor.clamp_min), _clamp),
+    **dict.fromkeys((torch.clamp_max, Tensor.clamp_max), _clamp_max),
+    **dict.fromkeys((torch.abs, Tensor.abs), _abs),
+    F.relu6: _relu6,
+    **dict.fromkeys(
+        (
+            *(F.max_pool1d, F.max_pool2d, F.max_pool3d),
+            *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
+            *(torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
+            *(F.hardswish, F.hardsigmoid, F.selu, F.softshrink),
+        ),
+        _sampled,
+    ),
+}
+
+
+class Noting(TorchFunctionMode):
+    """Notes what goes into every activation with a kink, in the order of the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run ``func``; note its input before, for it may work in place."""
+        if func in _RULES and _is_ours(args, kwargs):
+            self.inputs.append(args[0].detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
+class Averaging(TorchFunctionMode):
+    """Gives the same activations the average of their slopes between ``entered`` and its mirror.
+
+    Args:
+        entered: Inputs noted where the stretch is entered.
+    """
+
+    def __init__(self, entered: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._entered = entered
+        self._next = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run ``func``, or its averaged form."""
+        kwargs = kwargs or {}
+        if func not in _RULES or not _is_ours(args, kwargs):
+            return func(*args, **kwargs)
+        z = args[0]
+        if self._next >= len(self._entered) or self._entered[self._next].shape != z.shape:
+            # also where a checkpoint runs its forward again in the backward pass
+            raise Unmatched("the forward passes differ")
+        entered = self._entered[self._next]
+        self._next += 1
+        if not z.requires_grad:
+            return func(*args, **kwargs)
+        in_place = kwargs.get("inplace", False) or func.__name__.endswith("_")
+        plain = {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs
+        function = _out_of_place(func)
+        source = z.clone() if in_place else z
+        ramps = _RULES[func](args, kwargs)
+        half = source.detach() - entered
+
+        def value(x: Tensor) -> Tensor:
+            out: Tensor = function(x, *args[1:], **plain)
+            return out
+
+        out = (
+            _Sampled.apply(source, half, value)
+            if ramps is None
+            else _Ramped.apply(source, half, value, ramps)
+        )
+        return z.copy_(out) if in_place else out
+
+    def finish(self) -> None:
+        """Check that every input noted was used.
+
+        Raises:
+            Unmatched: If some were not.
+        """
+        if self._next != len(self._entered):
+            raise Unmatched("the forward passes differ")
+
+
+class _Ramped(torch.autograd.Function):
+    """A piecewise linear function with its slope averaged over [z − d, z + d], exactly."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, half: Tensor, value: Callable[[Tensor], Tensor], ramps: _Ramps
+    ) -> Tensor:
+        width = half.abs_().clamp_(min=torch.finfo(half.dtype).tiny)
+        slope = torch.full_like(z, ramps.slope)
+        for at, jump in ramps.jumps:
+            slope.add_(((z - at) / (2.0 * width) + 0.5).clamp_(0.0, 1.0), alpha=jump)
+        ctx.save_for_backward(slope)
+        return value(z)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None, None, None
+
+
+class _Sampled(torch.autograd.Function):
+    """Any function with its derivative averaged over four points of [z − d, z + d]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, half: Tensor, value: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(z, half)
+        ctx.value = value
+        return value(z)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        z, half = ctx.saved_tensors
+        total = torch.zeros_like(z)
+        for share in _QUADRATURE:
+            with torch.enable_grad():
+                x = torch.add(z, half, alpha=share).requires_grad_()
+                out = ctx.value(x)
+            total += torch.autograd.grad(out, x, grad)[0]
+        return total / len(_QUADRATURE), None, None
+
+
+def _is_ours(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
+    return (
+        len(args) > 0
+        and isinstance(args[0], Tensor)
+        and args[0].is_floating_point()
+        and not (kwargs or {}).get("return_indices", False)
+    )
+
+
+def _out_of_place(func: Any) -> Any:
+    name = func.__name__
+    return getattr(torch, name[:-1]) if name in ("relu_",) else _TWINS.get(func, func)
+
+
+_TWINS = {F.leaky_relu_: F.leaky_relu, F.hardtanh_: F.hardtanh}
+
+
+def _argument(
+    args: Sequence[Any], kwargs: Mapping[str, Any], place: int, name: str, default: Any
+) -> Any:
+    return args[place] if len(args) > place else kwargs.get(name, default)
