@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 _QUADRATURE = (-0.75, -0.25, 0.25, 0.75)
 
 
-class Unmatched(RuntimeError):
+class UnmatchedError(RuntimeError):
     """The two forward passes did not call the same activations on the same shapes."""
 
 
@@ -64,7 +64,7 @@ def _clamp(args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Ramps | None:
     high = _argument(args, kwargs, 2, "max", None)
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         return None
-    jumps = ((float(low), 1.0),) if low is not None else ()
+    jumps: tuple[tuple[float, float], ...] = ((float(low), 1.0),) if low is not None else ()
     jumps += ((float(high), -1.0),) if high is not None else ()
     return _Ramps(1.0 if low is None else 0.0, jumps)
 
@@ -101,18 +101,24 @@ _RULES: dict[Any, _Rule] = {
 
 
 class Noting(TorchFunctionMode):
-    """Notes what goes into every activation with a kink, in the order of the calls."""
+    """Notes what goes into every activation with a kink, in the order of the calls.
 
-    def __init__(self) -> None:
+    Args:
+        keep: Whether to keep the inputs, or only to count the calls.
+    """
+
+    def __init__(self, *, keep: bool = True) -> None:
         super().__init__()
         self.inputs: list[Tensor] = []
+        self.calls = 0
+        self._keep = keep
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``; note its input before, for it may work in place."""
         if func in _RULES and _is_ours(args, kwargs):
-            self.inputs.append(args[0].detach().clone())
+            self.calls += 1
+            if self._keep:
+                self.inputs.append(args[0].detach().clone())
         return func(*args, **(kwargs or {}))
 
 
@@ -128,9 +134,7 @@ class Averaging(TorchFunctionMode):
         self._entered = entered
         self._next = 0
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, or its averaged form."""
         kwargs = kwargs or {}
         if func not in _RULES or not _is_ours(args, kwargs):
@@ -138,7 +142,7 @@ class Averaging(TorchFunctionMode):
         z = args[0]
         if self._next >= len(self._entered) or self._entered[self._next].shape != z.shape:
             # also where a checkpoint runs its forward again in the backward pass
-            raise Unmatched("the forward passes differ")
+            raise UnmatchedError("the forward passes differ")
         entered = self._entered[self._next]
         self._next += 1
         if not z.requires_grad:
@@ -165,10 +169,10 @@ class Averaging(TorchFunctionMode):
         """Check that every input noted was used.
 
         Raises:
-            Unmatched: If some were not.
+            UnmatchedError: If some were not.
         """
         if self._next != len(self._entered):
-            raise Unmatched("the forward passes differ")
+            raise UnmatchedError("the forward passes differ")
 
 
 class _Ramped(torch.autograd.Function):
@@ -186,7 +190,7 @@ class _Ramped(torch.autograd.Function):
         return value(z)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (slope,) = ctx.saved_tensors
         return grad * slope, None, None, None
@@ -196,15 +200,13 @@ class _Sampled(torch.autograd.Function):
     """Any function with its derivative averaged over four points of [z − d, z + d]."""
 
     @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, half: Tensor, value: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def forward(ctx: Any, z: Tensor, half: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.save_for_backward(z, half)
         ctx.value = value
         return value(z)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         z, half = ctx.saved_tensors
         total = torch.zeros_like(z)

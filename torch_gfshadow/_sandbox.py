@@ -5,7 +5,7 @@ Read next: ``objective``, which adds the data, the counting and the checks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_gfshadow._data import map_tensors
+from torch_gfshadow._kinks import Averaging, Noting
 from torch_gfshadow._plain import load_attributes, to_plain
 from torch_gfshadow._purity import Host, is_compiled, isolated, unwrap
 from torch_gfshadow._streams import Streams, torch_streams
@@ -40,15 +41,17 @@ class Sandbox:
         self._host = Host(self.model, layout)
         self.by_backward = False
         self._unused: set[str] = set()
+        self.averages = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random numbers of every evaluation, and what was learned of the model."""
         state = {"random_state": self.random_state, "by_backward": self.by_backward}
+        state["averages"] = self.averages
         return to_plain(state | {"unused": self._unused})  # type: ignore[no-any-return]
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
-        load_attributes(self, ("by_backward", "_unused"), saved)
+        load_attributes(self, ("by_backward", "_unused", "averages"), saved)
         # torch takes the states of its generators from the CPU, whatever the device
         self.random_state = [torch.as_tensor(s).cpu() for s in saved["random_state"]]
 
@@ -116,13 +119,23 @@ class Sandbox:
         dtype: torch.dtype | None = None,
         *,
         create_graph: bool = False,
+        noted: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """Return the loss on ``batch`` and its derivative by each of the leaves ``params``.
+
+        With ``noted``, inputs of the activations where a stretch is entered, their slopes are
+        averaged over it.
 
         Differentiates while the parameters are lent: a checkpointed model runs its forward again
         during the backward pass, and must find the same ones.
         """
         batch = cast_batch(batch, dtype)
+        if noted is not None:
+            averaging = Averaging(noted)
+            with averaging:
+                result = self._differentiated(params, batch, dtype, _grad)
+            averaging.finish()
+            return result
         if create_graph:
             return self._differentiated(params, batch, dtype, _grad_with_graph)
         missing: set[str] = set()
@@ -164,8 +177,14 @@ class Sandbox:
         theta: Tensor,
         chunks: Iterable[tuple[Any, float]],
         dtype: torch.dtype | None = None,
+        *,
+        entered: Tensor | None = None,
     ) -> tuple[float, Tensor]:
-        """Return the weighted loss (float64) and the flat gradient over ``chunks``."""
+        """Return the weighted loss (float64) and the flat gradient over ``chunks``.
+
+        With ``entered``, slopes of activations with kinks are averaged over a stretch, see
+        :meth:`Objective.loss_and_grad`. What cannot be averaged is evaluated plainly, from then on.
+        """
         out = dtype or self.layout.dtype
         # Half precision would lose the small summands.
         wide = torch.promote_types(out, torch.float32)
@@ -173,13 +192,35 @@ class Sandbox:
         flat = torch.zeros((), dtype=wide, device=self.layout.device)
         with self.guard():
             params = self.params_at(theta, dtype, requires_grad=True)
+            before = self.params_at(entered, dtype) if entered is not None else None
             for batch, weight in chunks:
-                loss, grads = self.grads(params, batch, dtype)
+                loss, grads = self._stretched(params, before, batch, dtype)
                 total += weight * loss.item()
                 if weight == 1.0:
                     return total, self.layout.flatten(grads, out)
                 flat = torch.add(flat, self.layout.flatten(grads, wide), alpha=weight)
         return total, flat.to(out)
+
+    def _stretched(
+        self,
+        params: Mapping[str, Tensor],
+        before: Mapping[str, Tensor] | None,
+        batch: Any,
+        dtype: torch.dtype | None,
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Return loss and derivatives, averaged from ``before`` on where that is possible."""
+        if before is not None and self.averages:
+            try:
+                with torch.no_grad(), self.swapped(before, dtype), Noting() as noting:
+                    self.forward(cast_batch(batch, dtype))
+                if noting.inputs:
+                    return self.grads(params, batch, dtype, noted=noting.inputs)
+            except RuntimeError:
+                # a checkpoint, a gradient penalty, a forward pass that changes its course: if the
+                # error is another, the plain evaluation below raises it again
+                pass
+            self.averages = False
+        return self.grads(params, batch, dtype)
 
 
 def _grad(loss: Tensor, inputs: list[Tensor]) -> Iterable[Tensor | None]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from torch_gfshadow._checks import check_function, explain
 from torch_gfshadow._data import Chunks
+from torch_gfshadow._kinks import Noting
 from torch_gfshadow._purity import probing
 from torch_gfshadow._sandbox import Sandbox
 from torch_gfshadow._streams import Streams, python_streams
@@ -110,11 +111,29 @@ class Objective:
         self.ledger.losses[purpose] += 1
         return self.mean(self._loss(theta, self._chunks))
 
-    def loss_and_grad(self, theta: Tensor, purpose: str) -> tuple[float, Tensor]:
-        """Return f(θ) and ∇f(θ), shape ``[d]``, in the layout's dtype and on its device."""
+    def loss_and_grad(
+        self, theta: Tensor, purpose: str, *, entered: Tensor | None = None
+    ) -> tuple[float, Tensor]:
+        """Return f(θ) and ∇f(θ), shape ``[d]``, in the layout's dtype and on its device.
+
+        Args:
+            theta: Where.
+            purpose: What it is counted under.
+            entered: Average the slopes of ReLU, max-pool and other activations with kinks over
+                the straight stretch from ``entered`` through ``theta`` and as far again. Costs a
+                forward pass more. Without effect on models that have none, or whose activations
+                cannot be matched between two forward passes.
+        """
         self.ledger.grads[purpose] += 1
-        loss, grad = self.sandbox.gradient(theta, self._chunks)
+        if entered is not None and self.sandbox.averages:
+            self.ledger.losses[purpose] += 1
+        loss, grad = self.sandbox.gradient(theta, self._chunks, entered=entered)
         return self.mean(loss), self.averaged(grad)
+
+    @property
+    def kinked(self) -> bool:
+        """Whether the model has activations with kinks that can be averaged over."""
+        return self.sandbox.averages
 
     def mean(self, value: float) -> float:
         """Return ``value`` averaged over the ranks of a distributed run."""
@@ -208,7 +227,10 @@ class Objective:
 
     def _trial(self, theta: Tensor, batch: Any) -> float:
         try:
-            return self._loss(theta, [(batch, 1.0)])
+            with Noting(keep=False) as noting:
+                loss = self._loss(theta, [(batch, 1.0)])
+            self.sandbox.averages = noting.calls > 0
+            return loss
         except RuntimeError:
             if self._loss_needs_graph:
                 raise

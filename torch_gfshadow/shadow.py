@@ -15,13 +15,20 @@ from torch import Tensor
 
 from torch_gfshadow.flows.base import Flow
 from torch_gfshadow.objective import Objective
-from torch_gfshadow.solvers.base import Node, SolverConfig, Stepper, load_plain, save_plain
+from torch_gfshadow.solvers.base import (
+    Node,
+    SelfGrading,
+    SolverConfig,
+    Stepper,
+    load_plain,
+    save_plain,
+)
 from torch_gfshadow.solvers.error_bar import ErrorBar
 from torch_gfshadow.status import Status
 
 _SHARE = 0.06
 """Share of the error allowance that one step of an embedded pair may use up."""
-_KINK_RESOLUTION = 0.3
+_KINK_RESOLUTION = 0.2
 _KINK_LONGEST = 10.0
 _BLOW_UP = 1e8
 # attributes that are numbers or strings, saved as they are
@@ -30,20 +37,24 @@ _PLAIN += ["_evals", "_steps_of_run"]
 
 
 class _Pace(NamedTuple):
-    """Across kinks accuracy is first order and has no end: what may be spent on it.
+    """Across kinks accuracy is dear and has no end: what may be spent on it.
 
-    No step of the solver is shorter than ``fine`` steps of the run, and beyond ``free`` +
-    ``per_step``·k evaluations not shorter than ``coarse``.
+    Up to ``free`` + ``per_step``·k evaluations by step k of the run. What is not spent yet is
+    shared out over the steps to come, evenly in the logarithm of k: early errors stay.
     """
 
     free: float
     per_step: float
-    fine: float
-    coarse: float
+
+    def shortest(self, spent: int, steps: int, step_size: float) -> float:
+        """Return the step size of a solver that spends as much as it may, 3 evaluations in 2."""
+        left = max(self.free + self.per_step * steps - spent, 0.0)
+        return 1.5 * step_size / (self.per_step + left / (steps + _KINK_START))
 
 
-_KINK_DEFAULT = _Pace(free=600, per_step=0.36, fine=0.5, coarse=2.4)
-_KINK_ASKED = _Pace(free=1200, per_step=1.1, fine=0.2, coarse=0.9)
+_KINK_START = 30
+_KINK_DEFAULT = _Pace(free=350, per_step=0.28)
+_KINK_ASKED = _Pace(free=500, per_step=1.0)
 
 
 class FlowField:
@@ -56,6 +67,16 @@ class FlowField:
     def __call__(self, theta: Tensor) -> Tensor:
         """Evaluate F, one gradient of the objective."""
         self.loss, grad = self.objective.loss_and_grad(theta, self.purpose)
+        return self.remember(self.loss, theta, grad)
+
+    @property
+    def kinked(self) -> bool:
+        """Whether the model has activations with kinks, which :meth:`averaged` sees."""
+        return self.objective.kinked
+
+    def averaged(self, theta: Tensor, entered: Tensor) -> Tensor:
+        """Evaluate F with slopes averaged over a stretch: one gradient and one forward pass."""
+        self.loss, grad = self.objective.loss_and_grad(theta, self.purpose, entered=entered)
         return self.remember(self.loss, theta, grad)
 
     def remember(self, loss: float, theta: Tensor, grad: Tensor) -> Tensor:
@@ -189,7 +210,13 @@ class ShadowFlow:
     @property
     def error(self) -> float:
         """Error bar on the shadow as far as it is integrated, in the units of θ."""
-        return self._bar.value
+        own = self._own_error
+        return self._bar.value if own is None else own
+
+    @property
+    def _own_error(self) -> float | None:
+        stepper = self._stepper
+        return stepper.error if isinstance(stepper, SelfGrading) else None
 
     def advance(self, time: float, lambda_max: float | None = None) -> bool:
         """Integrate past ``time``; say whether the shadow is known there.
@@ -198,7 +225,9 @@ class ShadowFlow:
             time: Flow time of the run, not before the last one.
             lambda_max: Largest Hessian eigenvalue last seen by a probe, if any.
         """
-        self._steps_of_run += 1
+        # records may be sparse; under a schedule that lowers η there are more steps than this
+        ahead = round((time - self._origin) / self._step_size)
+        self._steps_of_run = max(self._steps_of_run + 1, ahead)
         limit = self._limit()
         while self.alive and self._stepper.right.time < time:
             self._step(time, lambda_max)
@@ -242,13 +271,17 @@ class ShadowFlow:
         before = self._field.objective.ledger.grads["flow"]
         accepted = stepper.step(tolerance, shortest, longest)
         self._evals += self._field.objective.ledger.grads["flow"] - before
+        if self._bar.value > 0.0 and isinstance(stepper, SelfGrading) and stepper.error is not None:
+            error = self._bar.hand_over()
+            if error is not None:
+                stepper.inherit(error)
         if accepted:
             node, h = stepper.right, stepper.right.time - stepper.left.time
             self._losses = (self._losses[1], self._loss_at(node.time))
-            self._bar.two_sided = stepper.rough
-            curvature = abs(lambda_max) if lambda_max is not None else self._curvature
-            h_lambda = min(stepper.stability, 1.2 * h * curvature)
-            self._bar.add(stepper.local_error, node, h_lambda, self._scale, stepper.ungraded)
+            if self._own_error is None:
+                curvature = abs(lambda_max) if lambda_max is not None else self._curvature
+                h_lambda = min(stepper.stability, 1.2 * h * curvature)
+                self._bar.add(stepper.local_error, node, h_lambda, self._scale, stepper.ungraded)
             self._check(node)
         elif stepper.next_step < 1e-12 * max(self._step_size, time):
             finite = math.isfinite(self._field.loss)  # of the attempt; the last node always is
@@ -262,25 +295,23 @@ class ShadowFlow:
         stepper = self._stepper
         rough_default = _KINK_RESOLUTION if stepper.rough else 0.1
         target = 0.8 * (self.resolution or rough_default) * self._scale
-        if not stepper.rough:
-            spent = self._bar.value
-            return _SHARE * target * (max(0.1, target / spent) if spent > target else 1.0)
-        # jumps add up like a random walk: share what is left evenly over the logarithm of time
-        left = max(target**2 - self._bar.value**2, 0.1 * target**2)
-        age = max(stepper.right.time - self._origin, stepper.next_step)
-        return math.sqrt(left * stepper.next_step / age)
+        if self._own_error is not None:
+            return target
+        spent = self._bar.value
+        return _SHARE * target * (max(0.1, target / spent) if spent > target else 1.0)
 
     def _limits(self, lambda_max: float | None) -> tuple[float, float]:
         """Shortest and longest step worth taking."""
         if not self._stepper.rough:
             return 0.5 * self._step_size, math.inf
-        # the jump rate is read off a dozen steps: they must not span a change of regime
+        # AB2 is stable up to 1/λ, and its companion takes twice the step; the curvature along the
+        # flow is known from the start, and no more than λ
+        curvature = 0.25 * self._curvature if lambda_max is None else lambda_max
         longest = _KINK_LONGEST * self._step_size
-        if lambda_max is not None and lambda_max > 0.0:
-            longest = min(longest, 0.5 / lambda_max)
+        if curvature > 0.0:
+            longest = min(longest, 0.4 / curvature)
         pace = _KINK_DEFAULT if self.resolution is None else _KINK_ASKED
-        spare = self._evals < pace.free + pace.per_step * self._steps_of_run
-        shortest = (pace.fine if spare else pace.coarse) * self._step_size
+        shortest = pace.shortest(self._evals, self._steps_of_run, self._step_size)
         return min(shortest, longest), longest
 
     def _limit(self) -> float:

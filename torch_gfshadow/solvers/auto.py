@@ -16,7 +16,15 @@ from typing import Any
 from torch import Tensor
 
 from torch_gfshadow.solvers.adams import AdamsStepper
-from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper, check_saved
+from torch_gfshadow.solvers.base import (
+    AveragingField,
+    Field,
+    Node,
+    SelfGrading,
+    SolverConfig,
+    Stepper,
+    check_saved,
+)
 from torch_gfshadow.solvers.embedded import Bosh3
 from torch_gfshadow.solvers.roughness import is_rough
 
@@ -32,6 +40,7 @@ class AutoStepper:
         self._first_step = first_step
         self._outcomes: deque[bool] = deque(maxlen=_WINDOW)
         self._patience = 0
+        self._suspected = isinstance(field, AveragingField) and field.kinked
 
     @property
     def name(self) -> str:
@@ -78,8 +87,21 @@ class AutoStepper:
         """Size of the next attempt."""
         return self._inner.next_step
 
+    @property
+    def error(self) -> float | None:
+        """Error bar of the solver in use, if it has its own."""
+        return self._inner.error if isinstance(self._inner, SelfGrading) else None
+
+    def inherit(self, error: Tensor) -> None:
+        """Hand an error bar to the solver in use."""
+        if isinstance(self._inner, SelfGrading):
+            self._inner.inherit(error)
+
     def step(self, tolerance: float, shortest: float = 0.0, longest: float = float("inf")) -> bool:
         """Try one step; between steps, reconsider the solver."""
+        if self._suspected:  # there are kinks: do they matter on this scale?
+            self._suspected = False
+            self._reconsider(4.0 * self._inner.next_step)
         accepted = self._inner.step(tolerance, shortest, longest)
         if not self._inner.rough:
             self._outcomes.append(accepted)
@@ -101,6 +123,7 @@ class AutoStepper:
             "rough": self.rough,
             "outcomes": list(self._outcomes),
             "patience": self._patience,
+            "suspected": self._suspected,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -110,7 +133,7 @@ class AutoStepper:
             self._inner = AdamsStepper(self._field, self.right, 1.0)
         self._inner.load_state_dict(saved["inner"])
         self._outcomes = deque(saved["outcomes"], maxlen=_WINDOW)
-        self._patience = saved["patience"]
+        self._patience, self._suspected = saved["patience"], saved["suspected"]
 
     @property
     def _rejections(self) -> int:

@@ -23,6 +23,23 @@ class Field(Protocol):
         ...
 
 
+@runtime_checkable
+class AveragingField(Field, Protocol):
+    """A right-hand side that knows its own kinks."""
+
+    @property
+    def kinked(self) -> bool:
+        """Whether there are any."""
+        ...
+
+    def averaged(self, theta: Tensor, entered: Tensor) -> Tensor:
+        """Return F(θ) with the slopes of its activations averaged over a stretch of the path.
+
+        The stretch has its middle at ``theta`` and begins at ``entered``.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A point of the numerical solution: time, state θ̃ and field F(θ̃)."""
@@ -122,6 +139,20 @@ class Stepper(Protocol):
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a saved state, bit for bit as the stepper that was saved would have."""
+        ...
+
+
+@runtime_checkable
+class SelfGrading(Protocol):
+    """A stepper that carries its own estimate of how far it is from the exact flow."""
+
+    @property
+    def error(self) -> float | None:
+        """Error bar in the units of θ; ``None`` while it leaves that to others."""
+        ...
+
+    def inherit(self, error: Tensor) -> None:
+        """Take over an error bar: a vector as long as the bar, pointing as the error does."""
         ...
 
 

@@ -102,6 +102,17 @@ class ErrorBar:
         """Add an error of which only the norm is known (a change of solver, rounding)."""
         self._linear += size
 
+    def hand_over(self) -> Tensor | None:
+        """Return ε as long as the bar, shape ``[d]``, and start again from zero.
+
+        For a stepper that carries its own estimate from here. ``None`` where there is no error.
+        """
+        error, size = self._error + self._pending, self.value
+        norm = float(torch.linalg.vector_norm(error))
+        self._error, self._pending = torch.zeros_like(error), torch.zeros_like(error)
+        self._norm = self._recent = self._ungraded = self._linear = 0.0
+        return error * (size / norm) if norm > 0.0 else None
+
     def state_dict(self) -> dict[str, Any]:
         """Return ε and what was not carried yet, as tensors and numbers."""
         return save_plain(self, _PLAIN) | {"error": self._error, "pending": self._pending.clone()}
