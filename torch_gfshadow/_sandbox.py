@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 
 from torch_gfshadow._data import map_tensors
 from torch_gfshadow._kinks import Averaging, Noting
@@ -132,7 +133,8 @@ class Sandbox:
         batch = cast_batch(batch, dtype)
         if noted is not None:
             averaging = Averaging(noted)
-            with averaging:
+            # a checkpoint would run the forward again and take what it saves for what we saved
+            with averaging, disable_saved_tensors_hooks("a checkpointed model"):
                 result = self._differentiated(params, batch, dtype, _grad)
             averaging.finish()
             return result

@@ -42,6 +42,7 @@ SAFETY = 1.2
 """The error bar over the distance of the two solutions."""
 _GAIN = 0.3
 _GROW, _SHRINK = 1.2, 0.8
+_NEGLIGIBLE = 0.03
 # attributes that are numbers, saved as they are
 _PLAIN = ("ungraded", "next_step", "_increment", "_gap", "_done")
 
@@ -134,9 +135,11 @@ class AdamsStepper:
         self._gap = float(torch.linalg.vector_norm(error)) / SAFETY
 
     def step(self, tolerance: float, shortest: float = 0.0, longest: float = float("inf")) -> bool:
-        """Take one step; after two, size the next so that a step's error meets ``tolerance``.
+        """Take one step; after two, lengthen or shorten the next.
 
-        A step is rejected only where the field is not finite.
+        Unlike an embedded pair, which is given the error of one step, this is held to an error
+        bar: ``tolerance`` is what :attr:`error` may come to. A step is rejected only where the
+        field is not finite.
         """
         h, start = min(self.next_step, longest), self._fine.node
         closes = self._done > 0.0
@@ -198,6 +201,8 @@ class AdamsStepper:
     def _resize(self, h: float, tolerance: float, shortest: float, longest: float) -> None:
         self._done = 0.0
         wanted = h * (tolerance / max(self.error, 1e-300)) ** _GAIN
+        if wanted < h and SAFETY * self._increment <= _NEGLIGIBLE * tolerance:
+            wanted = h  # the error is of old; shorter steps would not lessen it
         wanted = max(min(wanted, longest), shortest)
         self.next_step = min(max(wanted, h * _SHRINK), h * _GROW)
 
