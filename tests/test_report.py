@@ -219,6 +219,7 @@ def test_every_figure_is_valid_plotly(runs):
         "eigenvalues",
         "edge",
         "bounds",
+        "resolution",
         "cost",
     ]
     for figure in figures:
@@ -253,7 +254,7 @@ def test_runs_of_different_pace_are_compared_over_flow_time():
 
 def test_what_was_not_measured_has_no_figure():
     bare = run(loss=None, shadow_loss=None, lambda_min=None, lambda_max=None, edge=None, bounds={})
-    assert [f.key for f in draw([bare])] == ["distances", "cost"]
+    assert [f.key for f in draw([bare])] == ["distances", "resolution", "cost"]
     nothing = Run(name="n", records=(Record(step=0, time=0.0),))
     assert draw([nothing]) == []
     assert "No discrepancy was measured" in render([nothing])

@@ -25,8 +25,8 @@ def page_of(tmp_path_factory):
 def test_it_renders_every_figure_without_a_complaint_or_a_request(page_of, scheme):
     with opened(page_of(run("a"), run("b", edge=2.5)), scheme) as (page, wrong):
         plots = page.locator(".plot")
-        assert plots.count() == 6
-        for index in range(6):
+        assert plots.count() == 7
+        for index in range(7):
             assert plots.nth(index).locator(".scatterlayer path.js-line").count() >= 1
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 29)"}[scheme]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch_gfshadow.report.frame import (
     Figure,
     Traces,
+    across,
     in_words,
     labelled,
     layout,
@@ -17,6 +18,7 @@ from torch_gfshadow.report.limits import limits
 from torch_gfshadow.report.runs import Run
 from torch_gfshadow.report.spectrum import edges, eigenvalues
 from torch_gfshadow.report.traces import band, drawable, line, split_where, thin
+from torch_gfshadow.report.verdict import RESOLUTION
 
 
 def draw(runs: Sequence[Run]) -> list[Figure]:
@@ -86,6 +88,31 @@ def _losses(runs: Sequence[Run]) -> Figure | None:
     )
 
 
+def _resolutions(runs: Sequence[Run]) -> Figure | None:
+    traces: Traces = []
+    for run, colour, label in labelled(runs):
+        found = drawable(points_of(run.records, "discrepancy", "solver_error"), log=True)
+        shares = [e / v for v, e in zip(found.values, found.errors, strict=True)]
+        points = found._replace(values=shares, errors=[0.0] * len(shares))
+        points = thin(drawable(points, log=True))
+        if points.steps:
+            tint = "@vermillion" if len(runs) == 1 else colour
+            traces.append(line(label("error bar / discrepancy"), points, tint))
+    if not traces:
+        return None
+    frame = layout("error bar / discrepancy", traces, log=True, height=300)
+    across(frame, RESOLUTION, "resolved below", log=True)
+    across(frame, 1.0, "unresolved above", log=True)
+    return Figure(
+        "resolution",
+        "How well the discrepancy is known",
+        "The solver's error bar as a share of the discrepancy. A smaller resolution= lowers it, at "
+        "a price; which solver was in use when is under Details.",
+        in_words(runs, "solver_error", None, "the error bar"),
+        {"data": traces, "layout": frame},
+    )
+
+
 def _costs(runs: Sequence[Run]) -> Figure | None:
     traces: Traces = []
     for run, colour, label in labelled(runs):
@@ -114,5 +141,6 @@ _FIGURES: tuple[Callable[[Sequence[Run]], Figure | None], ...] = (
     eigenvalues,
     edges,
     limits,
+    _resolutions,
     _costs,
 )

@@ -102,3 +102,17 @@ def layout(title: str, traces: Traces, *, log: bool = False, height: int = 380) 
         "xaxis": {**axis("gradient descent step k"), "hoverformat": ",d"},
         "yaxis": axis(title) | (_logarithmic(traces) if log else {}),
     }
+
+
+def across(frame: dict[str, Any], height: float, words: str, log: bool = False) -> None:
+    """Draw a dashed line across a figure, with a word on what it means."""
+    frame.setdefault("shapes", []).append(
+        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": height, "y1": height,
+         "line": {"color": "@ink", "width": 1.5, "dash": "dash"}},
+    )  # fmt: skip
+    # plotly places annotations, but not shapes, by the logarithm
+    frame.setdefault("annotations", []).append(
+        {"xref": "paper", "x": 1, "y": math.log10(height) if log else height, "text": words,
+         "showarrow": False, "xanchor": "right", "yanchor": "bottom", "font": {"color": "@ink"},
+         "bgcolor": "@paper"},
+    )  # fmt: skip

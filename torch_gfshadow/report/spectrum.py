@@ -8,6 +8,7 @@ from torch_gfshadow.report.findings import EDGE
 from torch_gfshadow.report.frame import (
     Figure,
     Traces,
+    across,
     axis,
     in_words,
     labelled,
@@ -87,14 +88,7 @@ def edges(runs: Sequence[Run]) -> Figure | None:
         return None
     frame = layout("η·λ_max", traces, height=300)
     frame["yaxis"]["rangemode"] = "tozero"
-    frame["shapes"] = [
-        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": EDGE, "y1": EDGE,
-         "line": {"color": "@ink", "width": 1.5, "dash": "dash"}},
-    ]  # fmt: skip
-    frame["annotations"] = [
-        {"xref": "paper", "x": 1, "y": EDGE, "text": "2: edge of stability", "showarrow": False,
-         "xanchor": "right", "yanchor": "bottom", "font": {"color": "@ink"}, "bgcolor": "@paper"},
-    ]  # fmt: skip
+    across(frame, EDGE, "2: edge of stability")
     return Figure(
         "edge",
         "The step size against the edge of stability",
