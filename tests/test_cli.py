@@ -82,6 +82,24 @@ def test_the_demo_writes_records_figure_and_summary_and_says_what_was_resolved(t
     assert json.loads((out / "summary.json").read_text())["networks"].keys() == {"linear", "relu"}
 
 
+def test_figure_3_runs_both_convolutional_networks_by_both_protocols(tmp_path):
+    short = ("--steps", "4", "--digits", "20", "--probe-every", "2", "--no-download")
+    result = gfshadow("reproduce", "fig3", *short)
+    out = tmp_path / "gfshadow-fig3"
+    assert is_a_picture(out / "figure3.png")
+    summary = json.loads((out / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["networks"].keys() == {"adapted", "off_the_shelf"}
+    bounds = summary["networks"]["adapted"]["shadow"]["bounds"]
+    assert bounds["convolution"]["kind"] == "certified"
+    assert bounds["convolution"]["slack"] >= 0
+    refused = summary["networks"]["off_the_shelf"]["shadow"]["bounds"]["nonlinear"]
+    assert refused["why"] == "Not covered: layer '0' has a bias."
+    assert refused["value"] is None
+    assert "off_the_shelf: nonlinear, Not covered: layer '0' has a bias." in result.stdout
+    for network in summary["networks"].values():
+        assert network["agreement"]["step"] == 4
+
+
 def test_json_is_alone_on_stdout_and_complete():
     result = gfshadow("demo", *SHORT, "--network", "linear", "--out", "here", "--json")
     answer = json.loads(result.stdout)

@@ -10,7 +10,7 @@ from torch import nn
 
 from torch_gfshadow.experiments.data import mnist_digits
 from torch_gfshadow.experiments.fig1 import Settings, run_fig1_ratios, run_shadow
-from torch_gfshadow.experiments.networks import cross_entropy, fully_connected
+from torch_gfshadow.experiments.networks import convolutional, cross_entropy, fully_connected
 from torch_gfshadow.experiments.ratios import RatioRow, append_row, read_rows, run_ratios
 from torch_gfshadow.experiments.summary import summarise_records, summarise_rows
 from torch_gfshadow.experiments.verdict import compare
@@ -391,3 +391,37 @@ def test_shadow_and_ratio_protocol_agree_on_a_short_run(digits, tmp_path):
     assert agreement.share == 1.0, agreement.text
     assert judge(run.records).level == "resolved"
     assert read_rows(tmp_path / "ratios.jsonl") == list(ratios.rows)
+
+
+# --- the convolutional networks of Figure 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_parameters", "units"),
+    [("adapted", 61_470, (1176, 400)), ("off_the_shelf", 61_706, (4704, 1600))],
+)
+def test_the_convolutional_networks_are_those_of_figure_3(kind, n_parameters, units):
+    model = convolutional(kind)
+    assert sum(p.numel() for p in model.parameters()) == n_parameters
+    x, seen = torch.randn(2, 1, 28, 28), []
+    for module in model:
+        x = module(x)
+        if isinstance(module, torch.nn.Conv2d):
+            seen.append(x[0].numel())
+    assert tuple(seen) == units
+    assert x.shape == (2, 10)
+    biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
+    assert len(biases) == (5 if kind == "off_the_shelf" else 0)
+    assert not any(b.any() for b in biases)
+
+
+def test_a_convolutional_network_leaves_the_global_random_state_and_keeps_its_start_in_float64():
+    state = torch.get_rng_state()
+    single, double = convolutional(seed=3), convolutional(seed=3, dtype=torch.float64)
+    assert torch.equal(state, torch.get_rng_state())
+    for a, b in zip(single.parameters(), double.parameters(), strict=True):
+        assert torch.equal(a.double(), b)
+    with pytest.raises(ValueError, match="kind must be 'adapted' or 'off_the_shelf'"):
+        convolutional("lenet")
+    with pytest.raises(ValueError, match="network must be one of linear, relu, adapted"):
+        Settings().model("lenet")

@@ -1,8 +1,8 @@
-"""Options that `demo` and `reproduce fig1` share, and the protocol they add up to."""
+"""Options that `demo` and `reproduce fig1` and `fig3` share, and the protocol they add up to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,15 @@ class Choices:
     as_json: bool
 
 
-def run_options(default_out: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the options of a Figure 1 run to a command; it receives them by name."""
+def run_options(
+    default_out: str, networks: Sequence[str] = ACTIVATIONS
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the options of a run to a command; it receives them by name.
+
+    Args:
+        default_out: Of --out.
+        networks: What --network offers.
+    """
     options = (
         click.option(
             "--steps",
@@ -77,10 +84,10 @@ def run_options(default_out: str) -> Callable[[Callable[..., Any]], Callable[...
         ),
         click.option(
             "--network",
-            type=OneOf([*ACTIVATIONS, "both"]),
+            type=OneOf([*networks, "both"]),
             default="both",
             show_default=True,
-            help="Activation of the 784-50-50-10 network.",
+            help="Which network to run.",
         ),
         click.option("--every", type=COUNT, help="Steps between records.  [default: steps / 500]"),
         click.option(
@@ -160,6 +167,7 @@ def choices(
     quick: bool,
     as_json: bool,
     fine_dtype: str = Settings.fine_dtype,
+    both: Sequence[str] = ACTIVATIONS,
 ) -> Choices:
     """Turn the options' values into checked choices."""
     steps = steps or (_QUICK_STEPS if quick else Settings.steps)
@@ -167,7 +175,7 @@ def choices(
         probe_every = max(1, steps // _QUICK_PROBES)
     given = {"resolution": resolution, "solver": solver}
     return Choices(
-        networks=ACTIVATIONS if network == "both" else (network,),
+        networks=tuple(both) if network == "both" else (network,),
         settings=Settings(
             steps=steps,
             every=every,

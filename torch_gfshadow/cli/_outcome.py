@@ -14,6 +14,7 @@ from rich.console import Console
 from torch_gfshadow import plotting
 from torch_gfshadow.cli import _tables
 from torch_gfshadow.experiments.fig1 import RATIOS_FILE, RECORDS_FILE, TITLES
+from torch_gfshadow.experiments.networks import CONVOLUTIONS
 from torch_gfshadow.experiments.ratios import RatioRow
 from torch_gfshadow.experiments.summary import (
     summarise_agreement,
@@ -24,7 +25,7 @@ from torch_gfshadow.experiments.verdict import compare
 from torch_gfshadow.record import Record
 from torch_gfshadow.report import can_report, load_runs, write_report
 
-FIGURE_FILE, SUMMARY_FILE, REPORT_FILE = "figure1.png", "summary.json", "report.html"
+SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Outcome:
             as_json: Which of the two.
             keep: Whether to write the summary beside the figure, too.
         """
-        files = {"figure": self.out / FIGURE_FILE}
+        files = {"figure": self.out / self._figure_file()}
         self._draw(files["figure"])
         files["report"] = self.out / REPORT_FILE
         self._report(files["report"])
@@ -82,6 +83,10 @@ class Outcome:
             click.echo(text)
         else:
             self._print_tables(Console(), names)
+
+    def _figure_file(self) -> str:
+        """Return the name after the figure of the paper the networks are from."""
+        return "figure3.png" if set(self.networks) <= set(CONVOLUTIONS) else "figure1.png"
 
     def _draw(self, path: Path) -> None:
         runs: dict[str, Sequence[Record]] = {}
@@ -120,6 +125,9 @@ class Outcome:
                 console.print(f"{name}: caught {error}", style="red", markup=False)
             if "shadow" in entry:
                 console.print(f"{name}: {entry['shadow']['verdict']['text']}")
+                for bound, cell in entry["shadow"]["bounds"].items():
+                    if cell.get("kind") == "failed":
+                        console.print(f"{name}: {bound}, {cell['why']}", highlight=False)
             if "agreement" in entry:
                 console.print(f"{name}: {entry['agreement']['text']}")
         for kind, path in files.items():

@@ -1,4 +1,4 @@
-"""The paper's Figure 1 with the flow itself: gradient descent and its shadow on real digits.
+"""The paper's Figures 1 and 3 with the flow itself: gradient descent and its shadow on digits.
 
 One call per network, one directory per call. Everything a reader needs later is in that
 directory's ``records.jsonl``, complete up to the last record at any time.
@@ -18,11 +18,11 @@ from torch import Tensor
 from torch_gfshadow.attach import attach
 from torch_gfshadow.errors import must
 from torch_gfshadow.experiments.data import Digits
-from torch_gfshadow.experiments.networks import cross_entropy, fully_connected
+from torch_gfshadow.experiments.networks import NETWORKS, cross_entropy
 from torch_gfshadow.experiments.ratios import RATIOS, RatioRow, RatioRun, append_row, run_ratios
 from torch_gfshadow.record import Record
 
-TITLES = {"linear": "Fully connected, linear", "relu": "Fully connected, ReLU"}
+TITLES = {name: network.title for name, network in NETWORKS.items()}
 RECORDS_FILE, RATIOS_FILE = "records.jsonl", "ratios.jsonl"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _N_RECORDS, _N_PROBES = 500, 100
@@ -80,13 +80,21 @@ class Settings:
         spacing = max(1, round(self.steps / _N_PROBES / self.record_period))
         return self.probe_every or spacing * self.record_period
 
-    def batch(self, digits: Digits) -> tuple[Tensor, Tensor]:
-        """Return the full batch in this protocol's dtype."""
-        return digits.images.to(_DTYPES[self.dtype]), digits.labels
+    def batch(self, digits: Digits, network: str = "linear") -> tuple[Tensor, Tensor]:
+        """Return the full batch in this protocol's dtype, shaped as ``network`` takes it."""
+        shape = NETWORKS[network].sample
+        return digits.images.to(_DTYPES[self.dtype]).reshape(-1, *shape), digits.labels
 
     def model(self, network: str) -> torch.nn.Sequential:
-        """Return the network ``"linear"`` or ``"relu"`` at its starting point."""
-        return fully_connected(network, seed=self.seed, dtype=_DTYPES[self.dtype])
+        """Return a network at its starting point.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        if network not in NETWORKS:
+            fix = "Figure 1 has the first two, Figure 3 the others."
+            raise ValueError(must("network", f"one of {', '.join(NETWORKS)}", repr(network), fix))
+        return NETWORKS[network].build(self.seed, _DTYPES[self.dtype])
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ def run_shadow(
     closes the file and travels on: what was recorded stays, complete.
 
     Args:
-        network: ``"linear"`` or ``"relu"``.
+        network: One of ``TITLES``.
         digits: The full batch.
         settings: The protocol.
         directory: Where the records go; created if need be.
@@ -125,7 +133,7 @@ def run_shadow(
         ValueError: If the network is unknown.
     """
     model = settings.model(network)
-    batch = settings.batch(digits)
+    batch = settings.batch(digits, network)
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.step_size)
     path = _fresh(directory, RECORDS_FILE)
     with attach(
@@ -159,7 +167,7 @@ def run_fig1_ratios(
     """Run the paper's ratio protocol from the same start; rows go to ``ratios.jsonl``.
 
     Args:
-        network: ``"linear"`` or ``"relu"``.
+        network: One of ``TITLES``.
         digits: The full batch.
         settings: The protocol.
         directory: Where the rows go; created if need be.
@@ -178,7 +186,7 @@ def run_fig1_ratios(
     return run_ratios(
         settings.model(network),
         cross_entropy,
-        settings.batch(digits),
+        settings.batch(digits, network),
         step_size=settings.step_size,
         steps=settings.steps,
         ratios=settings.ratios,

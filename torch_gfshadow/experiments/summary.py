@@ -93,7 +93,7 @@ def _bounds(records: Sequence[Record]) -> dict[str, Any]:
     """Return, per bound, its last cell and the step it belongs to."""
     found: dict[str, Any] = {}
     for record in records:
-        for name, cell in record.bounds.items():
+        for name, cell in record.to_dict()["bounds"].items():
             found[name] = {"step": record.step, **cell}
     return found
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _STYLES = {
     "certified": ("-", "certified"),
     "estimated": ((0, (4, 2)), "estimate"),
-    "failed": ((0, (1, 1.5)), "beyond its hypotheses"),
+    "failed": ((0, (1, 1.5)), "void"),
 }
 _SHADES = (GREY, "#000000", "#996633")
 _NAMES = {
@@ -62,7 +62,7 @@ def draw_bounds(axes: Axes, records: Sequence[Record], of: str) -> None:
 
 
 def lowest_bound(records: Sequence[Record]) -> float | None:
-    """Return the lowest limit of λ_min that is drawn, at most thirty times λ_min itself."""
+    """Return the lowest limit of λ_min that is drawn, at most a thousand times λ_min itself."""
     floors = [
         float(cell["value"])
         for record in records
@@ -72,7 +72,7 @@ def lowest_bound(records: Sequence[Record]) -> float | None:
     measured = series(records, "lambda_min")[1]
     if not floors or not measured:
         return None
-    return max(min(floors), -30.0 * max(abs(v) for v in measured))
+    return max(min(floors), -(10**_DECADES) * max(abs(v) for v in measured))
 
 
 def _curve(records: Sequence[Record], name: str, kind: str) -> Curve:
