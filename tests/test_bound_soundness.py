@@ -1,5 +1,8 @@
 """Every scalar bound against the truth on thousands of random cases: no violation, ever."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -51,6 +54,13 @@ def test_a_bound_that_is_too_small_is_found():
     for name in ("lemma2, eq13", "lemma2, blocks", "proposition2, sharper", "theorem2"):
         ratios = STUDIES[name](np.random.default_rng(0), 400)
         assert (ratios / 2.05 < 1).any(), name
+
+
+def test_the_page_on_theory_has_a_row_for_every_study():
+    page = (Path(__file__).parents[1] / "docs" / "theory.md").read_text()
+    rows = re.findall(r"^\| ([^|]+?) \| [\d,]+ \| (\d+) \|", page, flags=re.M)
+    assert [name for name, _ in rows] == list(STUDIES)
+    assert {violations for _, violations in rows} == {"0"}
 
 
 def test_outcomes_are_plain_numbers():

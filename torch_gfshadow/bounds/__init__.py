@@ -46,6 +46,7 @@ from torch_gfshadow.bounds.tube import Tube as Tube
 from torch_gfshadow.bounds.view import View as View
 from torch_gfshadow.bounds.weight_decay import weight_decay as weight_decay
 from torch_gfshadow.bounds.worst_case import worst_case as worst_case
+from torch_gfshadow.errors import AssumptionError as AssumptionError
 from torch_gfshadow.hookspecs import hookimpl
 from torch_gfshadow.specs import BoundSpec
 
