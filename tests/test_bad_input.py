@@ -52,6 +52,9 @@ def test_a_part_of_the_reference_is_missing(model, missing):
     match = rf"^{missing} must be given in mode 'reference', got None\. "
     with pytest.raises(ValueError, match=match):
         gfs.attach(sgd(model), mode="reference", **parts)
+    if missing == "data":  # each step's own batches are followed then
+        assert gfs.attach(sgd(model), **parts).records[0].mode == "batch"
+        return
     match = rf"^{missing} must be given together with (objective|data), got None\. "
     with pytest.raises(ValueError, match=match):
         gfs.attach(sgd(model), **parts)
@@ -71,12 +74,6 @@ def test_an_optimizer_with_nothing_to_train(model):
     model.requires_grad_(False)
     with pytest.raises(ValueError, match=r"^optimizer must be stepping at least one trainable"):
         attach(model)
-
-
-def test_two_learning_rates(model):
-    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.2}]
-    with pytest.raises(ValueError, match=r"^param_groups must be of one learning rate.*0\.1, 0\.2"):
-        attach(model, optimizer=torch.optim.SGD(groups, lr=0.1))
 
 
 @pytest.mark.parametrize(
@@ -147,6 +144,10 @@ def test_data_on_another_device(model):
         ({"every": 2.5}, r"^every must be a positive whole number, got 2\.5"),
         ({"every": True}, r"^every must be a positive whole number, got True"),
         ({"probe_every": -1}, r"^probe_every must be a positive whole number"),
+        ({"window": 0}, r"^window must be a positive whole number"),
+        ({"window": 3, "every": 2}, r"^window must be at most every = 2, got 3"),
+        ({"budget": 0}, r"^budget must be between 0 and 1, got 0"),
+        ({"budget": 5}, r"^budget must be between 0 and 1, got 5\. 0\.05 asks"),
         ({"resync_every": 0}, r"^resync_every must be a positive whole number"),
         ({"resolution": 0.0}, r"^resolution must be a positive number"),
         ({"resolution": float("nan")}, r"^resolution must be a positive number"),

@@ -1,10 +1,8 @@
-import pytest
 import torch
 from cases import F64, Point
 from torch import nn
 
 from torch_gfshadow._tree import Layout
-from torch_gfshadow.errors import FlowError
 from torch_gfshadow.flows import Flow, GradientFlow, gfshadow_flow_for, gfshadow_flows
 
 SGD = torch.optim.SGD
@@ -90,14 +88,22 @@ def test_a_per_parameter_field_lives_on_the_layout_s_device():
     assert out.shape == (5,)
 
 
+def test_groups_of_several_rates_share_the_largest_and_keep_their_ratios():
+    a, b = two()
+    optimizer = SGD([{"params": [a], "lr": 0.1}, {"params": [b]}], lr=0.4)
+    flow = configured(optimizer, a, b)
+    assert flow.step_size(optimizer.param_groups) == 0.4
+    grad = torch.ones(a.numel() + b.numel(), dtype=torch.float64)
+    out = flow.field(torch.zeros_like(grad), grad)
+    assert out.tolist() == [-0.25] * a.numel() + [-1.0] * b.numel()
+
+
 def test_the_step_size_is_the_learning_rate_all_groups_share():
     a, b = two()
     flow = GradientFlow()
     assert flow.step_size(SGD([a, b], lr=0.25).param_groups) == 0.25
     tensor = SGD([a], lr=torch.tensor(0.5))
     assert flow.step_size(tensor.param_groups) == 0.5
-    with pytest.raises(FlowError, match=r"one learning rate, got lr = \[0\.1, 0\.2\]"):
-        flow.step_size(SGD([{"params": [a], "lr": 0.1}, {"params": [b]}], lr=0.2).param_groups)
 
 
 def test_a_group_without_parameters_has_no_clock():

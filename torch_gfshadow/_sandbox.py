@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,13 @@ from torch_gfshadow._purity import Host, is_compiled, isolated, unwrap
 from torch_gfshadow._streams import Streams, torch_streams
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import ObjectiveError, must
+
+
+class Replay(NamedTuple):
+    """A batch with the random state that its own forward pass in the loop began with."""
+
+    batch: Any
+    random_state: Any
 
 
 class Sandbox:
@@ -84,7 +91,10 @@ class Sandbox:
 
     def forward(self, batch: Any) -> Tensor:
         """Return the scalar loss of the model as it stands, with the recorded random numbers."""
-        self.streams.load(self.random_state)
+        state = self.random_state
+        if isinstance(batch, Replay):
+            batch, state = batch
+        self.streams.load(state)
         loss = self.fn(self.model, batch)
         if isinstance(loss, Tensor) and loss.numel() == 1:
             return loss.reshape(())

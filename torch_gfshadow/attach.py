@@ -10,23 +10,29 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from torch_gfshadow._streams import Streams, torch_streams
+from torch_gfshadow.clock import FlowClock
 from torch_gfshadow.curvature import Curvature
 from torch_gfshadow.errors import must
 from torch_gfshadow.flows import Flow
+from torch_gfshadow.follow import Follower
 from torch_gfshadow.handle import Shadow
 from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.loggers import make_header
+from torch_gfshadow.minibatch import Minibatch
 from torch_gfshadow.objective import Objective
+from torch_gfshadow.observed import Observed
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.plugins import Plugins
 from torch_gfshadow.request import (
     check_clock,
     check_kinds,
-    check_mode,
     choose_flow,
     expanded,
     innermost,
     named,
+    resolved_mode,
+    source_of,
 )
 from torch_gfshadow.session import Session, Settings
 from torch_gfshadow.solvers import SolverConfig
@@ -49,7 +55,9 @@ def attach(
     mode: str = "auto",
     every: int = 1,
     probe_every: int | None = None,
+    window: int | None = None,
     resync_every: int | None = None,
+    budget: float | None = None,
     resolution: float | None = None,
     flow: str | Flow = "auto",
     solver: str | SolverConfig = "auto",
@@ -67,8 +75,9 @@ def attach(
 
     A record is made now and after every ``every``-th step; training is bit-identical with and
     without it. With ``model``, ``objective`` and ``data`` the shadow follows the flow of the full
-    objective (mode ``"reference"``); with only the optimizer it is passive and reads the run's
-    own gradients.
+    objective (mode ``"reference"``); without ``data`` it follows each step's own batches (mode
+    ``"batch"``; hand them over with ``shadow.observe`` or ``shadow.watch``); with only the
+    optimizer it is passive and reads the run's own gradients.
 
     Args:
         optimizer: Any ``torch.optim.Optimizer``. Wrappers are looked through.
@@ -76,10 +85,16 @@ def attach(
         objective: ``objective(model, batch)`` → scalar mean loss.
         data: What the flow's objective is evaluated on: a batch, Dataset, DataLoader, or a
             callable that returns one of these.
-        mode: ``"auto"``, ``"reference"`` or ``"passive"``.
+        mode: ``"auto"``, ``"reference"``, ``"batch"``, ``"local"`` (as ``"batch"``, or with
+            ``data`` as ``"reference"``, but started at the iterate anew before every record's
+            step) or ``"passive"``.
         every: Steps between records.
         probe_every: Steps between probes; by default at steps 0, 1, 2, 4, 8, …
+        window: Steps a shadow lives; a fresh one starts at every ``every``-th step. Records are
+            made where one starts and ends. By default one shadow lives as long as the run.
         resync_every: Steps after which the shadow is set to the iterate again.
+        budget: Largest share of the loop's own time that shadows and probes may take, 0.05 for
+            5 %: fresh shadows then start when they can be paid for.
         resolution: Asked solver error, as a share of the discrepancy. The default asks for 0.1,
             and across kinks (ReLU, max-pool) for what half a gradient per step buys.
         flow: Continuous limit to follow; ``"auto"`` asks which one the optimizer has.
@@ -109,7 +124,9 @@ def attach(
         mode=mode,
         every=every,
         probe_every=probe_every,
+        window=window,
         resync_every=resync_every,
+        budget=budget,
         resolution=resolution,
         audit=audit,
         seed=seed,
@@ -122,7 +139,9 @@ def attach(
         mode=mode,
         every=every,
         probe_every=probe_every,
+        window=window,
         resync_every=resync_every,
+        budget=budget,
         resolution=resolution,
         flow=named(flow),
         solver=named(solver),
@@ -139,7 +158,7 @@ def attach(
         objective = registry.first(
             "gfshadow_objective_for", optimizer=inner, model=model, config=config
         )
-    check_mode(mode, model, objective, data)
+    settings = replace(settings, mode=resolved_mode(mode, model, objective, data))
     solver_config = registry.build("solvers", solver)
     if not isinstance(solver_config, SolverConfig):
         fix = f"Registered: {', '.join(registry.names('solvers'))}."
@@ -148,14 +167,14 @@ def attach(
     layout = layout_of(inner, model)
     if layout.device.type in _NO_FLOAT64 and solver_config.dtype == torch.float64:
         solver_config = replace(solver_config, dtype=torch.float32)
-    follows = mode != "passive" and objective is not None
+    follows = settings.mode != "passive" and (objective is not None or settings.mode != "reference")
     chosen, why = choose_flow(registry, inner, flow, config) if follows else (None, "")
     watched = Watched(inner, layout)
     if chosen is not None:
         chosen.configure(inner.param_groups, layout)
         check_clock(chosen, inner)
     target = None
-    if follows and model is not None and objective is not None:
+    if follows and model is not None and objective is not None and data is not None:
         with torch.inference_mode(False), torch.no_grad(), ledger.timing():
             target = Objective(model, objective, data, layout, ledger)
     parts = Parts(
@@ -167,13 +186,22 @@ def attach(
         curvature=Curvature(target, hvp) if target is not None else None,
         flow=chosen,
         solver=solver_config,
-        probes=[registry.build("probes", p) for p in probes] if target is not None else [],
+        probes=[registry.build("probes", p) for p in probes] if follows else [],
         bounds=[registry.build("bounds", b) for b in expanded(bounds, follows=target is not None)],
         loggers=[registry.build("loggers", item) for item in loggers],
         why_passive=why,
     )
+    clock = FlowClock()
+    if settings.mode in ("batch", "local") and model is not None and chosen is not None:
+        devices = {p.device for p in model.parameters()}
+        observed = Observed(watched, Streams(torch_streams(devices)))
+        follower: Follower = Minibatch(parts, clock, observed)
+        if objective is not None:
+            parts.source = source_of(model, objective, layout, ledger)
+    else:
+        follower = Follower(parts, clock)
     previous = _SHADOWS.get(inner)
-    shadow = Shadow(Tracker(parts))
+    shadow = Shadow(Tracker(parts, clock, follower), model)
     shadow._start(make_header(config, seed))
     if previous is None or not previous._attached:
         _SHADOWS[inner] = shadow

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from torch_gfshadow.audit import Audit
-from torch_gfshadow.clock import FlowClock
+from torch_gfshadow.audit import Audit, compare
+from torch_gfshadow.clock import FlowClock, SparseSchedule
 from torch_gfshadow.errors import FlowError
+from torch_gfshadow.flows.base import lifted, position
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.shadow import ShadowFlow
 from torch_gfshadow.status import Status, worst
 from torch_gfshadow.used import norm
+
+_log = logging.getLogger(__name__)
 
 
 class Follower:
@@ -23,11 +28,15 @@ class Follower:
     Attributes:
         shadow: The flow now followed, if any.
         step_size: η of the step under way, or of the last one.
+        audit: Verdict on the last pair of gradients compared.
     """
 
     def __init__(self, parts: Parts, clock: FlowClock) -> None:
         self.shadow: ShadowFlow | None = None
         self.step_size = 0.0
+        self.audit = Audit("pending" if parts.objective and parts.settings.audit else "none")
+        self._own: Tensor | None = None
+        self._audits = SparseSchedule(dense=0, ratio=2.0)
         self._noted: list[tuple[Status, str]] = []
         self._parts, self._clock = parts, clock
 
@@ -36,6 +45,45 @@ class Follower:
         """Name of the mode, as records carry it."""
         parts = self._parts
         return "passive" if parts.objective is None or parts.flow is None else "reference"
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the gradient of the step to come must be read, record or not."""
+        return self._own is not None
+
+    def start(self, theta: Tensor) -> None:
+        """Start where the run stands, from what the objective's own checks found there."""
+        objective = self._parts.objective
+        if objective is not None:
+            self.begin(theta, objective.initial)
+            self._own = objective.initial[1] if self._parts.settings.audit else None
+            self._audits.due(0)
+
+    def before(self, used: Tensor | None) -> None:
+        """Look at the step to come; ``used`` is its gradient, if it was read."""
+        if self._own is not None and used is not None:
+            self._compare(self._own, used)
+            self._own = None
+
+    def after(self, theta: Tensor | None = None) -> None:
+        """Look at the step taken; the clock stands at its end already."""
+
+    def audit_at(self, theta: Tensor) -> float | None:
+        """If an audit is due, take the objective's gradient here and return the loss."""
+        objective = self._parts.objective
+        due = objective is not None and self._parts.settings.audit
+        if not (due and self._audits.due(self._clock.step)) or self._clock.step == 0:
+            return None
+        assert objective is not None
+        loss, self._own = objective.loss_and_grad(theta, "audit")
+        return loss
+
+    def _compare(self, own: Tensor, used: Tensor) -> None:
+        before = self.audit.kind
+        self.audit = compare(used, own)
+        if self.audit.kind == "mismatch" and before != "mismatch":
+            step = self._clock.step
+            _log.warning("gradient audit at step %d: %s", step, Status.MISMATCH.sentence)
 
     def known_loss(self) -> tuple[Tensor, float] | None:
         """Return a point of the flow and the loss that was found there."""
@@ -60,9 +108,8 @@ class Follower:
                 "optimizer must step the parameters it was attached with, got others. "
                 "Add, freeze and unfreeze parameters before attach(), or attach anew."
             )
-        if flow.configure(groups, self._parts.watched.layout) and self.shadow is not None:
-            self.resync()
-            self.note(Status.EXTERNAL_EDIT, "weight_decay or maximize changed")
+        if flow.configure(groups, self._parts.watched.layout):
+            self._reconfigured()
         self.step_size = flow.step_size(groups)
 
     def begin(self, theta: Tensor, known: tuple[float, Tensor]) -> None:
@@ -75,12 +122,28 @@ class Follower:
             parts.objective,
             parts.flow,
             parts.solver,
-            theta,
+            lifted(parts.flow, theta, known[1], parts.watched.state, parts.watched.layout),
             known,
             time=self._clock.time,
             step_size=self.step_size,
             resolution=parts.settings.resolution,
         )
+
+    def _reconfigured(self) -> None:
+        """Go on with a field that changed: the solver has run ahead with the old one."""
+        if self.shadow is not None:
+            self.resync()
+            self.note(Status.EXTERNAL_EDIT, "relative rates, weight_decay or maximize changed")
+
+    def stop(self) -> None:
+        """Follow nothing until started again."""
+        self.shadow = None
+
+    def skip(self) -> None:
+        """Let a step pass without looking."""
+
+    def observe(self, batch: Any, weight: float) -> None:
+        """Ignore a batch: the full objective knows its data."""
 
     def resync(self) -> None:
         """Set the shadow to the run's own parameters."""
@@ -88,6 +151,7 @@ class Follower:
         if objective is not None and self._parts.flow is not None:
             theta = self._parts.watched.layout.current(self._parts.solver.dtype)
             self.begin(theta, objective.loss_and_grad(theta, "setup"))
+        self._own = None
 
     def measure(self, theta: Tensor, distance: float, lambda_max: float | None) -> dict[str, Any]:
         """Bring the shadow to the run's clock; return the fields of the record it gives.
@@ -97,22 +161,20 @@ class Follower:
             distance: ‖θ_k − θ_0‖.
             lambda_max: Largest Hessian eigenvalue last seen by a probe, if any.
         """
-        shadow, now = self.shadow, self._clock.time
-        if shadow is None or not shadow.advance(now, lambda_max):
+        shadow, flow, now = self.shadow, self._parts.flow, self._clock.time
+        if shadow is None or flow is None or not shadow.advance(now, lambda_max):
             return {}
-        discrepancy = norm(theta - shadow.state(now))
+        discrepancy = norm(theta - position(flow, shadow.state(now)))
         shadow.observe(discrepancy)
-        return {
-            "discrepancy": discrepancy,
-            "relative_discrepancy": discrepancy / distance if distance > 0.0 else None,
-            "solver_error": shadow.error,
-            "shadow_loss": shadow.loss(now),
-        }
+        return seen(discrepancy, distance, shadow.error, shadow.loss(now))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the flow's state, and what is noted for the next record."""
         return {
             "step_size": self.step_size,
+            "audit": dataclasses.asdict(self.audit),
+            "own": self._own,
+            "audits": self._audits.next,
             "noted": [(status.value, detail) for status, detail in self._noted],
             "shadow": None if self.shadow is None else self.shadow.state_dict(),
         }
@@ -120,7 +182,8 @@ class Follower:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a saved state, bit for bit."""
         parts = self._parts
-        self.step_size = saved["step_size"]
+        self.step_size, self._own = saved["step_size"], saved["own"]
+        self.audit, self._audits.next = Audit(**saved["audit"]), saved["audits"]
         self._noted = [(Status(status), detail) for status, detail in saved["noted"]]
         self.shadow = None
         if saved["shadow"] is None or parts.flow is None or parts.objective is None:
@@ -134,22 +197,34 @@ class Follower:
             resolution=parts.settings.resolution,
         )
 
-    def status(
-        self, discrepancy: float | None, solver_error: float | None, audit: Audit
-    ) -> tuple[Status, str]:
+    def status(self, discrepancy: float | None, solver_error: float | None) -> tuple[Status, str]:
         """Return the worst state of the row to be written, and the sentence behind it."""
-        found = list(self._noted)
+        found = [*self._noted, *self._of_audit(), *self._of_shadow()]
         self._noted.clear()
-        if audit.kind == "mismatch":
-            found.append((Status.MISMATCH, f"cosine {audit.cosine:.4f}"))
-        elif audit.kind == "scaled":
-            found.append((Status.SCALED, f"factor {audit.scale:.4g}"))
-        if self.shadow is None:
-            found.append((Status.PASSIVE, self._parts.why_passive))
-        elif not self.shadow.alive:
-            found.append((self.shadow.status, self.shadow.detail))
-        elif (solver_error or 0.0) > (math.inf if discrepancy is None else discrepancy):
+        if (solver_error or 0.0) > (math.inf if discrepancy is None else discrepancy):
             found.append((Status.UNRESOLVED, "the error bar exceeds the discrepancy"))
         status = worst(s for s, _ in found)
         details = [f"{d}. {s.sentence}" if d else s.sentence for s, d in found if s is status]
         return status, details[0] if details else ""
+
+    def _of_audit(self) -> list[tuple[Status, str]]:
+        if self.audit.kind == "mismatch":
+            return [(Status.MISMATCH, f"cosine {self.audit.cosine:.4f}")]
+        if self.audit.kind == "scaled":
+            return [(Status.SCALED, f"factor {self.audit.scale:.4g}")]
+        return []
+
+    def _of_shadow(self) -> list[tuple[Status, str]]:
+        if self.shadow is None:
+            return [(Status.PASSIVE, self._parts.why_passive)]
+        return [] if self.shadow.alive else [(self.shadow.status, self.shadow.detail)]
+
+
+def seen(discrepancy: float, distance: float, error: float, loss: float | None) -> dict[str, Any]:
+    """Return the fields of a record that a shadow gives."""
+    return {
+        "discrepancy": discrepancy,
+        "relative_discrepancy": discrepancy / distance if distance > 0.0 else None,
+        "solver_error": error,
+        "shadow_loss": loss,
+    }

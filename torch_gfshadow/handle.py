@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
+from torch_gfshadow.capture import Capture, Watching
 from torch_gfshadow.checkpoint import load_state, read_file, save_state, write_file
+from torch_gfshadow.errors import must
 from torch_gfshadow.hooks import StepHooks
+from torch_gfshadow.minibatch import Minibatch
 from torch_gfshadow.plotting import plot_records
 from torch_gfshadow.record import Record
 from torch_gfshadow.report import run_of, write_report
+from torch_gfshadow.request import source_of
 from torch_gfshadow.status import Status
 from torch_gfshadow.tracker import Tracker
 
@@ -33,8 +38,8 @@ class Shadow:
     Leaving it as a context manager detaches it. Copies and pickles of the optimizer are plain.
     """
 
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
+    def __init__(self, tracker: Tracker, model: nn.Module | None = None) -> None:
+        self._tracker, self._model = tracker, model
         self._parts = tracker.parts
         self._attached = False
         self._disabled = False
@@ -124,6 +129,66 @@ class Shadow:
         state = "running" if self._attached else "finished"
         run = run_of(self._parts.session, self.summary(), self.errors, name, state)
         return write_report([run], path)
+
+    # -- batches ------------------------------------------------------------------------------
+
+    def observe(self, batch: Any, *, weight: float = 1.0) -> Any:
+        """Hand over the batch whose forward pass comes next; modes ``batch`` and ``local``.
+
+        Under gradient accumulation call it before each forward pass. The batch is kept until the
+        step and must not be changed in place before it.
+
+        Args:
+            batch: What ``objective(model, batch)`` takes.
+            weight: Weight of its mean loss among those of the step.
+
+        Returns:
+            ``batch``.
+        """
+        if self._attached and not self._tracker.paused:
+            self._guarded(lambda: self._tracker.follower.observe(batch, weight))
+        return batch
+
+    def watch(self, loader: Iterable[Any]) -> Watching:
+        """Return ``loader``, each of its batches observed as it is handed out."""
+        return Watching(loader, self.observe)
+
+    def capture(
+        self, model: nn.Module | None = None, criterion: nn.Module | None = None
+    ) -> Capture:
+        """Take batches and loss from the loop itself: hooks on the model and on a loss module.
+
+        For loops that cannot be told to observe. The objective is then ``criterion(model(*args),
+        *rest)`` with what both were called with. A loss computed otherwise is never seen, and
+        what is added to it afterwards shows as ``audit="mismatch"``.
+
+        Args:
+            model: The module that is called; by default the one attached.
+            criterion: The loss module, such as ``nn.CrossEntropyLoss()``, that is called with the
+                model's output.
+
+        Returns:
+            A handle; ``remove()`` it, or use it as a context manager.
+
+        Raises:
+            TypeError: If one of them is no module.
+            ValueError: If the shadow takes no batches: modes ``reference`` and ``passive``.
+        """
+        follower, parts = self._tracker.follower, self._parts
+        if not isinstance(follower, Minibatch):
+            fix = 'Attach with mode="batch" or mode="local" and without data.'
+            raise ValueError(must("mode", "'batch' or 'local' to capture", follower.mode, fix))
+        capture = Capture(
+            model if model is not None else self._model,
+            criterion,
+            self.observe,
+            follower.random_state,
+        )
+        self._guarded(capture.install)
+        if parts.source is None and self._model is not None:
+            layout, ledger = parts.watched.layout, parts.session.ledger
+            parts.source = source_of(self._model, capture.objective, layout, ledger)
+        return capture
 
     # -- saving -------------------------------------------------------------------------------
 
@@ -220,6 +285,13 @@ class Shadow:
             self._timed(self._tracker.start)()
         self._hooks.install(optimizer, self._timed(self._tracker.reloaded))
         self._attached = True
+
+    def _guarded(self, function: Callable[[], None]) -> None:
+        try:
+            with self._parts.session.ledger.timing():
+                function()
+        except Exception as error:
+            self._fail(error)
 
     def _timed(self, function: Any) -> Any:
         ledger = self._parts.session.ledger

@@ -39,13 +39,13 @@ class StepHooks:
         self._depth = 0
         self._skipped = False
         self._calling = False
-        self._hooks: list[_Hook] = []
+        self._hooks: list[Hook] = []
         self._handles: list[Any] = []
 
     def install(self, optimizer: torch.optim.Optimizer, loaded: StepFunction) -> None:
         """Register on ``optimizer``; ``loaded`` is called after its state was loaded."""
-        pre, post = _Hook(self._pre), _Hook(self._post)
-        load = _Hook(lambda _: self._guard(loaded))
+        pre, post = Hook(self._pre), Hook(self._post)
+        load = Hook(lambda _: self._guard(loaded))
         self._hooks = [pre, post, load]
         self._handles = [
             optimizer.register_step_pre_hook(pre),
@@ -122,7 +122,7 @@ class StepHooks:
             self._calling = False
 
 
-class _Hook:
+class Hook:
     """A callable that leaves nothing of itself in copies and pickles of the optimizer."""
 
     def __init__(self, function: Callable[..., Any] | None) -> None:
@@ -130,17 +130,18 @@ class _Hook:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any) -> Any:
+        """Call the function, if it was not cleared."""
         return self._function(*args) if self._function is not None else None
 
     def clear(self) -> None:
         """Do nothing from now on, and hold nothing."""
         self._function = None
 
-    def __deepcopy__(self, memo: Any) -> _Hook:
-        return _Hook(None)
+    def __deepcopy__(self, memo: Any) -> Hook:
+        return Hook(None)
 
-    def __reduce__(self) -> tuple[type[_Hook], tuple[None]]:
-        return _Hook, (None,)
+    def __reduce__(self) -> tuple[type[Hook], tuple[None]]:
+        return Hook, (None,)
 
 
 def _frames_of(optimizer: torch.optim.Optimizer) -> int:

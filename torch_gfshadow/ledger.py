@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,13 @@ class Ledger:
     """Gradient evaluations, forward passes and Hessian products, each under its purpose.
 
     One gradient evaluation is one pass over the whole objective, however many chunks that takes.
+
+    Args:
+        now: The clock, in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now = now
         self.grads: Counter[str] = Counter()
         self.losses: Counter[str] = Counter()
         self.hvps: Counter[str] = Counter()
@@ -41,11 +45,11 @@ class Ledger:
     @contextmanager
     def timing(self) -> Iterator[None]:
         """Add the time spent inside the block to ``seconds``."""
-        start = time.perf_counter()
+        start = self.now()
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - start
+            self.seconds += self.now() - start
 
     def by_purpose(self) -> dict[str, dict[str, int]]:
         """Return ``{"grads": {purpose: n}, "losses": …, "hvps": …}`` for the summary."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -95,7 +95,7 @@ class Objective:
         self.ledger = ledger
         self.reduce = reduce
         self.sandbox = Sandbox(model, fn, layout)
-        self._chunks = Chunks(data, self.sandbox.devices)
+        self._chunks: Chunks | list[tuple[Any, float]] = Chunks(data, self.sandbox.devices)
         self._loss_needs_graph = False
         # The user's function may draw from these; only torch's streams are replayed.
         with Streams(python_streams()).kept():
@@ -164,16 +164,28 @@ class Objective:
     @property
     def sizes(self) -> list[int]:
         """Number of samples in each chunk."""
-        return self._chunks.sizes
+        return self._chunks.sizes if isinstance(self._chunks, Chunks) else []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random numbers of every evaluation."""
-        return {"sandbox": self.sandbox.state_dict(), "data": self._chunks.state_dict()}
+        data = self._chunks.state_dict() if isinstance(self._chunks, Chunks) else None
+        return {"sandbox": self.sandbox.state_dict(), "data": data}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Evaluate as the objective that was saved: same dropout masks, same order of data."""
         self.sandbox.load_state_dict(saved["sandbox"])
-        self._chunks.load_state_dict(saved["data"])
+        if isinstance(self._chunks, Chunks):
+            self._chunks.load_state_dict(saved["data"])
+
+    def on(self, batches: Sequence[tuple[Any, float]]) -> Objective:
+        """Return the same objective as a weighted sum over ``batches``; nothing is checked again.
+
+        Args:
+            batches: Pairs of batch and weight; a ``Replay`` brings its own random state along.
+        """
+        twin = copy.copy(self)
+        twin._chunks = list(batches)
+        return twin
 
     def guard(self) -> AbstractContextManager[None]:
         """Return the context to call :meth:`pure` in.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,8 @@ class Parts:
     bounds: Sequence[Bound]
     loggers: Sequence[Logger]
     why_passive: str = ""
+    source: Callable[[Any], Objective] | None = None
+    """Makes the objective of a first batch, in a mode without data."""
 
     def isolated(self, function: Any, *args: Any, who: str) -> Any:
         """Call one part; if it raises, note it and go on without its result."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from torch_gfshadow._tree import Layout
 from torch_gfshadow.bounds import Convolution, Lemma2, Nonlinear
 from torch_gfshadow.errors import must
 from torch_gfshadow.flows import Flow
+from torch_gfshadow.ledger import Ledger
+from torch_gfshadow.objective import Objective
 from torch_gfshadow.plugins import Plugins
 
 _WRAPPED = ("optimizer", "optim", "_optimizer")
@@ -56,18 +59,28 @@ def check_kinds(model: Any, **lists: Any) -> None:
             raise TypeError(must(name, "a list", repr(value), f"Write {name}=[...]."))
 
 
+def resolved_mode(mode: str, model: Any, objective: Any, data: Any) -> str:
+    """Return the mode that ``"auto"`` stands for; refuse one that lacks one of its parts."""
+    check_mode(mode, model, objective, data)
+    if mode != "auto":
+        return mode
+    if objective is None:
+        return "passive"
+    return "batch" if data is None else "reference"
+
+
 def check_mode(mode: str, model: Any, objective: Any, data: Any) -> None:
     """Refuse a mode that lacks one of its parts."""
+    if mode in ("batch", "local") and model is None:
+        fix = "Pass attach(optimizer, model, objective), and observe each batch."
+        raise ValueError(must("model", f"given in mode {mode!r}", "None", fix))
     given = {"model": model, "objective": objective, "data": data}
     missing = [name for name, value in given.items() if value is None]
     if mode == "reference" and missing:
         fix = "Pass attach(optimizer, model, objective, data=(X, y))."
         raise ValueError(must(missing[0], "given in mode 'reference'", "None", fix))
-    if mode == "auto" and objective is not None and missing:
-        fix = (
-            "The flow needs a model and data to evaluate the objective on: "
-            "attach(optimizer, model, objective, data=(X, y))."
-        )
+    if mode == "auto" and objective is not None and model is None:
+        fix = "The flow needs the model to evaluate it: attach(optimizer, model, objective)."
         raise ValueError(must(missing[0], "given together with objective", "None", fix))
     if mode == "auto" and data is not None and objective is None:
         fix = "Write objective(model, batch) so that it returns the mean loss of the batch."
@@ -116,6 +129,17 @@ def expanded(bounds: Sequence[object], *, follows: bool) -> list[object]:
     ]
     default = default if follows else []
     return [b for item in bounds for b in (default if item == "default" else [item])]
+
+
+def source_of(
+    model: nn.Module, function: Any, layout: Layout, ledger: Ledger
+) -> Callable[[Any], Objective]:
+    """Return what makes the objective of a first batch, counted and timed as setup."""
+
+    def made(batch: Any) -> Objective:
+        return Objective(model, function, [batch], layout, ledger)
+
+    return made
 
 
 def named(item: Any) -> str:

@@ -12,7 +12,7 @@ from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.record import Record
 from torch_gfshadow.status import Status
 
-MODES = ("auto", "reference", "passive")
+MODES = ("auto", "reference", "batch", "local", "passive")
 ON_ERROR = ("disable", "raise")
 
 
@@ -24,6 +24,8 @@ class Settings:
     every: int = 1
     probe_every: int | None = None
     resync_every: int | None = None
+    window: int | None = None
+    budget: float | None = None
     resolution: float | None = None
     audit: bool = True
     seed: int = 0
@@ -35,13 +37,21 @@ class Settings:
         if self.on_error not in ON_ERROR:
             fix = "Use 'disable' in training and 'raise' in tests."
             raise ValueError(must("on_error", f"one of {ON_ERROR}", repr(self.on_error), fix))
-        for name in ("every", "probe_every", "resync_every"):
+        for name in ("every", "probe_every", "resync_every", "window"):
             value = getattr(self, name)
             if name != "every" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 fix = "Count optimizer steps: 1 is every step."
                 raise ValueError(must(name, "a positive whole number", repr(value), fix))
+        if self.window is not None and self.window > self.every and self.budget is None:
+            fix = "A window lives shorter than the time between two starts: pass every=, too."
+            raise ValueError(must("window", f"at most every = {self.every}", self.window, fix))
+        if self.budget is not None and not (
+            isinstance(self.budget, (int, float)) and 0.0 < self.budget < 1.0
+        ):
+            fix = "0.05 asks for at most 5 % of the loop's own time."
+            raise ValueError(must("budget", "between 0 and 1", repr(self.budget), fix))
         if self.resolution is not None and not (
             isinstance(self.resolution, (int, float))
             and math.isfinite(self.resolution)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_gfshadow.flows.base import Flow
+from torch_gfshadow.flows.base import Flow, position
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.solvers.base import (
     Node,
@@ -58,16 +58,20 @@ _KINK_ASKED = _Pace(free=500, per_step=1.0)
 
 
 class FlowField:
-    """F(θ) of a flow on an objective, remembering loss and slope of its last evaluation."""
+    """F of a flow on an objective, remembering loss and slope of its last evaluation.
 
-    def __init__(self, flow: Flow, objective: Objective, purpose: str) -> None:
+    ``factor`` multiplies the gradient: what clipping and accumulation do to it.
+    """
+
+    def __init__(self, flow: Flow, objective: Objective, purpose: str, factor: float = 1.0) -> None:
         self.flow, self.objective, self.purpose = flow, objective, purpose
+        self.factor = factor
         self.loss, self.loss_rate = math.nan, math.nan
 
     def __call__(self, theta: Tensor) -> Tensor:
-        """Evaluate F, one gradient of the objective."""
-        self.loss, grad = self.objective.loss_and_grad(theta, self.purpose)
-        return self.remember(self.loss, theta, grad)
+        """Evaluate F at a state of the flow, one gradient of the objective."""
+        loss, grad = self.objective.loss_and_grad(position(self.flow, theta), self.purpose)
+        return self.remember(loss, theta, grad)
 
     @property
     def kinked(self) -> bool:
@@ -76,13 +80,16 @@ class FlowField:
 
     def averaged(self, theta: Tensor, entered: Tensor) -> Tensor:
         """Evaluate F with slopes averaged over a stretch: one gradient and one forward pass."""
-        self.loss, grad = self.objective.loss_and_grad(theta, self.purpose, entered=entered)
-        return self.remember(self.loss, theta, grad)
+        point = position(self.flow, theta)
+        before = position(self.flow, entered)
+        loss, grad = self.objective.loss_and_grad(point, self.purpose, entered=before)
+        return self.remember(loss, theta, grad)
 
-    def remember(self, loss: float, theta: Tensor, grad: Tensor) -> Tensor:
-        """Return F(θ) from a gradient that is known, and note loss and d(loss)/dt."""
-        out = self.flow.field(theta, grad)
-        self.loss, self.loss_rate = loss, float(torch.dot(grad.to(out.dtype), out))
+    def remember(self, loss: float, state: Tensor, grad: Tensor) -> Tensor:
+        """Return F from a gradient that is known, and note loss and d(loss)/dt."""
+        out = self.flow.field(state, grad if self.factor == 1.0 else self.factor * grad)
+        speed = position(self.flow, out)
+        self.loss, self.loss_rate = loss, float(torch.dot(grad.to(out.dtype), speed))
         return out
 
 

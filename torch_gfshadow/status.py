@@ -15,6 +15,7 @@ class Status(StrEnum):
     UNRESOLVED = "unresolved"
     TRUNCATED = "truncated"
     SCALED = "scaled"
+    UNOBSERVED = "unobserved"
     MISMATCH = "mismatch"
     EXTERNAL_EDIT = "external_edit"
     STIFF = "stiff"
@@ -57,6 +58,11 @@ _SENTENCES = {
         "The optimizer used a multiple of the objective's gradient (clipping, accumulation or loss "
         "scaling), so the run moves along the flow at another pace than its clock says. "
         "Scale the objective alike, or take the factor out of the loop."
+    ),
+    Status.UNOBSERVED: (
+        "No batch was observed for a step, so the flow of its loss is not known and the shadow "
+        "starts anew after it. Call shadow.observe(batch) before every forward pass, or iterate "
+        "over shadow.watch(loader)."
     ),
     Status.MISMATCH: (
         "The gradient of the objective is not the gradient the optimizer used. If the run steps "

@@ -6,103 +6,108 @@ Everything here reads the run and writes records; nothing here does numerics.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from torch_gfshadow._plain import load_attributes, saved_attributes
-from torch_gfshadow.audit import Audit, compare
 from torch_gfshadow.clock import FlowClock, SparseSchedule, every
 from torch_gfshadow.follow import Follower
 from torch_gfshadow.measure import Measures
 from torch_gfshadow.outlet import Outlet
 from torch_gfshadow.parts import Parts
+from torch_gfshadow.piecewise import PiecewiseFlow
 from torch_gfshadow.record import Record
+from torch_gfshadow.sampling import Sampler
 from torch_gfshadow.session import summarise
 from torch_gfshadow.shadow import ShadowFlow
 from torch_gfshadow.status import Status
 from torch_gfshadow.used import UsedGradients, norm
 
-_log = logging.getLogger(__name__)
-_STATE = ("_audit_against", "_origin", "_last_theta", "_path")
+_STATE = ("_origin", "_last_theta", "_path")
 
 
 class Tracker:
-    """Follows one optimizer."""
+    """Follows one optimizer.
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.clock = FlowClock()
-        self.follower = Follower(parts, self.clock)
+    Args:
+        parts: What it is made of.
+        follower: The flow side of it, by mode.
+    """
+
+    def __init__(self, parts: Parts, clock: FlowClock, follower: Follower) -> None:
+        self.parts, self.clock, self.follower = parts, clock, follower
         self.outlet = Outlet(parts)
+        self.sampler = Sampler(parts.settings, parts.session.ledger, probed=bool(parts.probes))
         self.paused = False
-        self._audit = Audit("pending" if parts.objective and parts.settings.audit else "none")
-        self._audit_against: Tensor | None = None
-        self._audits = SparseSchedule(dense=0, ratio=2.0)
         self._losses = SparseSchedule(dense=100, ratio=1.05)
         self._measures = Measures(parts, self.clock)
         self._used = UsedGradients()
         self._path = 0.0
         self._resumed = False
-        self._started = time.perf_counter()
         self._origin = parts.watched.layout.current(parts.solver.dtype)
         self._last_theta = self._origin
 
     @property
-    def shadow(self) -> ShadowFlow | None:
+    def shadow(self) -> ShadowFlow | PiecewiseFlow | None:
         """The flow now followed, if any."""
         return self.follower.shadow
 
     # -- the run ------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the shadow and the loggers where the run stands, and write record 0."""
-        parts = self.parts
+        """Start the shadow where the run stands, and make record 0."""
         self.follower.read_step_size()
-        if parts.objective is not None:
-            self.follower.begin(self._origin, parts.objective.initial)
-            self._audit_against = parts.objective.initial[1] if parts.settings.audit else None
-            self._audits.due(0)
-        parts.watched.mark()
+        if self.sampler.begins(0):
+            self.follower.start(self._origin)
+        self.parts.watched.mark()
         self.outlet.hold(self._record())
 
     def before_step(self) -> None:
         """Read the gradient the step is about to use, and the rate it will use it with."""
         self.outlet.release()
         self._resumed = False
-        watched = self.parts.watched
+        watched, step = self.parts.watched, self.clock.step + 1
         if watched.edited():
-            self.follower.note(Status.EXTERNAL_EDIT, f"before step {self.clock.step + 1}")
+            self.follower.note(Status.EXTERNAL_EDIT, f"before step {step}")
             self.resync()
         self.follower.read_step_size()
-        if not self._gradient_is_due():
+        if self.paused:
+            self.follower.skip()
             self._used.skip()
-            return
-        used = self._used.read(watched)
-        if self._audit_against is not None:
-            self._compare(self._audit_against, used)
-            self._audit_against = None
+        elif self.follower.needs_gradient or self.sampler.reads(step):
+            self.follower.before(self._used.read(watched))
+        else:
+            self._used.skip()
+            self.follower.before(None)
 
     def after_step(self) -> None:
         """Advance the clock, bring the shadow along, and write a record if one is due."""
         step = self.clock.step + 1
         self.clock.tick(self.follower.step_size)
-        settings = self.parts.settings
-        if every(step, settings.every) and not self.paused:
+        self.follower.after()
+        settings, sampler = self.parts.settings, self.sampler
+        ends, begins = sampler.ends(step), sampler.begins(step)
+        if begins and not ends:
+            self.resync()
+        due = every(step, settings.every) if sampler.whole else begins or ends
+        if due and not self.paused:
             self.outlet.write(self._record())
+        if ends:
+            sampler.closed()
+            self.follower.stop()
+            if begins:
+                self.resync()
         if every(step, settings.resync_every):
             self.resync()
         self.parts.watched.mark()
 
     def resync(self) -> None:
         """Set the shadow to the run's own parameters; discrepancies start anew from here."""
-        self.follower.resync()
-        self._audit_against = None
+        if self.sampler.active:
+            self.follower.resync()
 
     def reloaded(self) -> None:
         """Start anew after the optimizer loaded a state, unless that belongs to a resumption."""
@@ -116,8 +121,7 @@ class Tracker:
     def summary(self) -> dict[str, Any]:
         """Return the totals of the run so far."""
         session = self.parts.session
-        elapsed = time.perf_counter() - self._started
-        out = summarise(session.records, session.ledger, elapsed)
+        out = summarise(session.records, session.ledger, self.sampler.elapsed)
         out["errors"] = [f"{type(e).__name__}: {e}" for e in session.errors]
         return out
 
@@ -128,7 +132,7 @@ class Tracker:
         parts = self.parts
         return {
             "clock": self.clock.state_dict(),
-            "elapsed": time.perf_counter() - self._started,
+            "sampler": self.sampler.state_dict(),
             "ledger": parts.session.ledger.state_dict(),
             "objective": None if parts.objective is None else parts.objective.state_dict(),
             "curvature": None if parts.curvature is None else parts.curvature.state_dict(),
@@ -137,8 +141,7 @@ class Tracker:
             "outlet": self.outlet.state_dict(),
             "used": self._used.state_dict(),
             "marks": list(parts.watched.marks),
-            "audit": dataclasses.asdict(self._audit),
-            "due": {name: getattr(self, f"_{name}").next for name in ("audits", "losses")},
+            "losses": self._losses.next,
             **saved_attributes(self, _STATE),
         }
 
@@ -146,35 +149,20 @@ class Tracker:
         """Go on from a saved state; the model and the optimizer load theirs themselves."""
         parts = self.parts
         for key, part in (("objective", parts.objective), ("curvature", parts.curvature)):
-            if part is not None:
+            if part is not None and saved[key] is not None:
                 part.load_state_dict(saved[key])
         self.clock.load_state_dict(saved["clock"])
         self.follower.load_state_dict(saved["follower"])
         self._measures.load_state_dict(saved["measures"])
         self.outlet.load_state_dict(saved["outlet"])
         self._used.load_state_dict(saved["used"])
-        self._audit = Audit(**saved["audit"])
-        for name, step in saved["due"].items():
-            getattr(self, f"_{name}").next = step
+        self._losses.next = saved["losses"]
         load_attributes(self, _STATE, saved)
         parts.session.ledger.load_state_dict(saved["ledger"])
-        self._started = time.perf_counter() - saved["elapsed"]
+        self.sampler.load_state_dict(saved["sampler"])
         # the parameters must be those of the saved moment: the next step looks, as it always does
         parts.watched.marks = saved["marks"]
         self._resumed = True
-
-    # -- parts of a step ----------------------------------------------------------------------
-
-    def _gradient_is_due(self) -> bool:
-        """Two consecutive gradients give the defect, so the step before a record counts, too."""
-        step, period = self.clock.step + 1, self.parts.settings.every
-        return self._audit_against is not None or every(step, period) or every(step + 1, period)
-
-    def _compare(self, own: Tensor, used: Tensor) -> None:
-        before = self._audit.kind
-        self._audit = compare(used, own)
-        if self._audit.kind == "mismatch" and before != "mismatch":
-            _log.warning("gradient audit at step %d: %s", self.clock.step, Status.MISMATCH.sentence)
 
     # -- the record ---------------------------------------------------------------------------
 
@@ -196,26 +184,24 @@ class Tracker:
             return self._finished({**row, "distance_from_init": None}, extras, loss)
         row.update(self.follower.measure(theta, distance, self._measures.lambda_max))
         if parts.objective is not None:
-            loss_probed = self._measures.probe(theta, self.follower.step_size, row, extras)
+            loss_probed = self._probed(theta, row, extras)
             loss = loss if loss is not None else loss_probed
-            if parts.settings.audit and self._audits.due(step) and step > 0:
-                loss, self._audit_against = parts.objective.loss_and_grad(theta, "audit")
+            audited = self.follower.audit_at(theta)
+            loss = audited if audited is not None else loss
             if loss is None and self._losses.due(step):
                 loss = parts.objective.loss(theta, "loss")
         return self._finished(row, extras, loss)
 
     def _finished(self, row: dict[str, Any], extras: dict[str, Any], loss: float | None) -> Record:
         parts, ledger = self.parts, self.parts.session.ledger
-        status, detail = self.follower.status(
-            row.get("discrepancy"), row.get("solver_error"), self._audit
-        )
+        status, detail = self.follower.status(row.get("discrepancy"), row.get("solver_error"))
         curvature = parts.curvature
         record = Record(
             step=self.clock.step,
             time=self.clock.time,
             step_size=self.follower.step_size,
             loss=loss,
-            audit=str(self._audit),
+            audit=str(self.follower.audit),
             flow=parts.flow.name if parts.flow is not None else "none",
             solver=self.shadow.solver if self.shadow is not None else "none",
             hvp=(curvature.backend or "none") if curvature is not None else "none",
@@ -234,3 +220,13 @@ class Tracker:
     def _known_at_start(self) -> tuple[float | None, Tensor | None]:
         objective = self.parts.objective
         return objective.initial if objective is not None else (None, None)
+
+    def _probed(self, theta: Tensor, row: dict[str, Any], extras: dict[str, Any]) -> float | None:
+        sampler, ledger = self.sampler, self.parts.session.ledger
+        if not sampler.affords_probes():
+            return None
+        started = ledger.now()
+        known = self._measures.probe(theta, self.follower.step_size, row, extras)
+        if known is not None:
+            sampler.probed(ledger.now() - started)
+        return known

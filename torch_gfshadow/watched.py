@@ -8,7 +8,7 @@ gradients; parameters change outside the optimizer without any version counter m
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,12 @@ class Watched:
         """Its live parameter groups: read anew each time, loading a state rebinds them."""
         optimizer = self.optimizer
         return [] if optimizer is None else optimizer.param_groups
+
+    @property
+    def state(self) -> Mapping[Any, Mapping[str, Any]]:
+        """The optimizer's own state by parameter: momenta, running means."""
+        optimizer = self.optimizer
+        return {} if optimizer is None else optimizer.state
 
     def has_other_params(self) -> bool:
         """Say whether the optimizer steps more or fewer parameters than when it was attached.

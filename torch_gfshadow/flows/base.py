@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_gfshadow._tree import Layout
 
 ParamGroups = Sequence[Mapping[str, Any]]
+OptimizerState = Mapping[Any, Mapping[str, Any]]
 
 
 @runtime_checkable
@@ -33,3 +34,37 @@ class Flow(Protocol):
             FlowError: If the groups have no common clock.
         """
         ...
+
+
+@runtime_checkable
+class FlowWithMemory(Flow, Protocol):
+    """A flow whose state holds more than θ: velocities, running means. θ comes first."""
+
+    def lift(self, theta: Tensor, grad: Tensor, state: OptimizerState, layout: Layout) -> Tensor:
+        """Return the state the optimizer is in at ``theta``.
+
+        Args:
+            theta: Shape ``[d]``.
+            grad: ∇f(θ), shape ``[d]``.
+            state: The optimizer's own, by parameter; empty before its first step.
+            layout: Order of the parameters.
+        """
+        ...
+
+    def position(self, state: Tensor) -> Tensor:
+        """Return the θ of a state, shape ``[d]``, or the rate of change of θ in F(state)."""
+        ...
+
+
+def position(flow: Flow, state: Tensor) -> Tensor:
+    """Return the θ of a state of ``flow``, shape ``[d]``."""
+    return flow.position(state) if isinstance(flow, FlowWithMemory) else state
+
+
+def lifted(
+    flow: Flow, theta: Tensor, grad: Tensor, state: OptimizerState, layout: Layout
+) -> Tensor:
+    """Return the state of ``flow`` that stands for the optimizer's at ``theta``."""
+    if isinstance(flow, FlowWithMemory):
+        return flow.lift(theta, grad, state, layout)
+    return theta

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow._tree import Layout
-from torch_gfshadow.errors import FlowError
 from torch_gfshadow.flows.base import ParamGroups
 
 
 class GradientFlow:
     """θ' = −∇f(θ) − wd·θ, the flow of f + ½·wd·‖θ‖² (``maximize`` turns the first sign).
 
-    torch's SGD with ``weight_decay=wd`` is Euler's method for it with step η = lr. The decay may
-    differ between parameter groups, the learning rate may not: a flow has one clock.
+    torch's SGD with ``weight_decay=wd`` is Euler's method for it with step η = lr. Where groups
+    have several rates, η is the largest of them and the field of group g is multiplied by
+    lr_g / η: their ratios belong to the flow, the clock to all.
 
     Source: Elkabetz & Cohen 2021, eq. 2; weight decay as in maths of torch.optim.SGD.
     """
@@ -24,18 +24,22 @@ class GradientFlow:
     def __init__(self) -> None:
         self._decays: tuple[float, ...] = ()
         self._signs: tuple[float, ...] = ()
+        self._ratios: tuple[float, ...] = ()
         self._decay: Tensor | float = 0.0
         self._sign: Tensor | float = -1.0
+        self._ratio: Tensor | float = 1.0
 
     def configure(self, groups: ParamGroups, layout: Layout) -> bool:
-        """Read weight decay and ``maximize`` of every group; say whether they changed."""
+        """Read decay, ``maximize`` and relative rate of every group; say whether they changed."""
         decays = tuple(float(g.get("weight_decay", 0.0)) for g in groups)
         signs = tuple(1.0 if g.get("maximize", False) else -1.0 for g in groups)
-        if (decays, signs) == (self._decays, self._signs):
+        ratios = rate_ratios(groups)
+        if (decays, signs, ratios) == (self._decays, self._signs, self._ratios):
             return False
-        self._decays, self._signs = decays, signs
-        self._decay = _per_parameter(decays, groups, layout)
-        self._sign = _per_parameter(signs, groups, layout)
+        self._decays, self._signs, self._ratios = decays, signs, ratios
+        self._decay = per_parameter(decays, groups, layout)
+        self._sign = per_parameter(signs, groups, layout)
+        self._ratio = per_parameter(ratios, groups, layout)
         return True
 
     def field(self, theta: Tensor, grad: Tensor) -> Tensor:
@@ -43,22 +47,27 @@ class GradientFlow:
         out = grad.to(theta.dtype) * self._sign
         if isinstance(self._decay, Tensor) or self._decay != 0.0:
             out -= self._decay * theta
+        if isinstance(self._ratio, Tensor):
+            out *= self._ratio
         return out
 
     def step_size(self, groups: ParamGroups) -> float:
-        """Return the learning rate that all groups share."""
-        rates = {float(g["lr"]) for g in groups if g["params"]}
-        if len(rates) != 1:
-            raise FlowError(
-                f"param_groups must be of one learning rate, got lr = {sorted(rates)}. "
-                "The flow has one clock: give every group the same lr."
-            )
-        return rates.pop()
+        """Return the largest learning rate."""
+        return largest_rate(groups)
 
 
-def _per_parameter(
-    values: tuple[float, ...], groups: ParamGroups, layout: Layout
-) -> Tensor | float:
+def largest_rate(groups: ParamGroups) -> float:
+    """Return the largest learning rate among the groups: the clock's."""
+    return max((float(g.get("lr", 0.0)) for g in groups if g["params"]), default=0.0)
+
+
+def rate_ratios(groups: ParamGroups) -> tuple[float, ...]:
+    """Return every group's rate over the largest one; 1 where all of them are 0."""
+    largest = largest_rate(groups)
+    return tuple(float(g["lr"]) / largest if largest > 0.0 else 1.0 for g in groups)
+
+
+def per_parameter(values: tuple[float, ...], groups: ParamGroups, layout: Layout) -> Tensor | float:
     """Return one number if all groups agree, else a vector of shape ``[d]``."""
     if len(set(values)) == 1:
         return values[0]

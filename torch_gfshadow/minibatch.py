@@ -1,0 +1,224 @@
+"""Minibatch: the flow of the loss each step was taken on. Modes ``batch`` and ``local``.
+
+During step k the shadow follows θ' = −c_k·∇L_k(θ) − wd·θ for the time η_k, L_k being the loss of
+the batches observed since the last step and c_k what clipping or accumulation multiplied its
+gradient by. What is left between iterate and shadow is the error of the discretisation; the noise
+of sampling is in both. In mode ``local`` the shadow starts at the iterate anew at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from torch_gfshadow.clock import FlowClock, every
+from torch_gfshadow.curvature import Curvature
+from torch_gfshadow.flows.base import lifted
+from torch_gfshadow.follow import Follower, seen
+from torch_gfshadow.objective import Objective
+from torch_gfshadow.observed import Observed, Seen
+from torch_gfshadow.parts import Parts
+from torch_gfshadow.piecewise import PiecewiseFlow
+from torch_gfshadow.status import Status
+from torch_gfshadow.used import norm
+
+_PARALLEL = 0.9
+"""Cosine above which a mismatch is rounding of mixed precision, and its scale still counts."""
+
+
+class Minibatch(Follower):
+    """Carries a shadow from batch to batch.
+
+    Args:
+        parts: With ``data``, mode ``local`` follows the full objective, and ``batch`` probes on it.
+        clock: The run's.
+        observed: The batches since the last step.
+    """
+
+    shadow: PiecewiseFlow | None  # type: ignore[assignment]
+
+    def __init__(self, parts: Parts, clock: FlowClock, observed: Observed) -> None:
+        super().__init__(parts, clock)
+        self._observed = observed
+        self._base = self._given = parts.objective
+        self._restarts = parts.settings.mode == "local"
+        self._fresh = False
+        self._piece: tuple[Objective, float, tuple[float, Tensor] | None] | None = None
+        self._scale = 0.0
+        self._judged: Mapping[str, Any] | None = None
+        self._resumed = False
+        self.audit = type(self.audit)("pending" if parts.settings.audit else "none")
+
+    @property
+    def mode(self) -> str:
+        """``"batch"`` or ``"local"``."""
+        return "local" if self._restarts else "batch"
+
+    @property
+    def wants_batches(self) -> bool:
+        """Whether the batches of the step to come are needed."""
+        return self._follows_next and not (self._restarts and self._given is not None)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the gradient of the step to come must be read: its scale is folded in."""
+        return self._follows_next and self._parts.settings.audit
+
+    @property
+    def _follows_next(self) -> bool:
+        if self._restarts:
+            return self._fresh and every(self._clock.step + 1, self._parts.settings.every)
+        return self._fresh or self.shadow is not None
+
+    def start(self, theta: Tensor) -> None:
+        """Start with the next step."""
+        self.resync()
+
+    def resync(self) -> None:
+        """Start anew, where the run stands, with the next step."""
+        self.shadow, self._piece, self._fresh = None, None, True
+
+    def stop(self) -> None:
+        """Follow nothing until started again."""
+        self.shadow, self._piece, self._fresh = None, None, False
+
+    def skip(self) -> None:
+        """Let a step pass; a shadow cannot cross a batch it has not seen."""
+        self._observed.take()
+        if self.shadow is not None:
+            self.resync()
+
+    def observe(self, batch: Any, weight: float) -> None:
+        """Take in a batch whose forward pass comes next."""
+        if self.wants_batches:
+            self._observed.add(batch, weight)
+
+    def random_state(self) -> Any:
+        """Return the state of the streams that a forward pass draws from."""
+        return self._observed.random_state()
+
+    def before(self, used: Tensor | None) -> None:
+        """Make the field of the step to come, from its batches and the gradient it will use."""
+        window, self._piece = self._observed.take(), None
+        flow, watched = self._parts.flow, self._parts.watched
+        if not self._follows_next or flow is None:
+            return
+        objective = self._objective(window)
+        if objective is None:
+            self.note(Status.UNOBSERVED, f"before step {self._clock.step + 1}")
+            self.resync()
+            return
+        theta = watched.layout.current(self._parts.solver.dtype)
+        starts = self._fresh or self.shadow is None
+        known: tuple[float, Tensor] | None = None
+        factor = 1.0
+        if starts or self._parts.settings.audit:
+            known = objective.loss_and_grad(theta, "audit")
+            if used is not None and self._parts.settings.audit:
+                self._compare(known[1], used)
+                factor = self._factor()
+        if starts:
+            assert known is not None
+            state = lifted(flow, theta, factor * known[1], watched.state, watched.layout)
+            resolution = self._parts.settings.resolution
+            self.shadow = PiecewiseFlow(
+                self._parts.solver, state, watched.layout.dim, resolution=resolution
+            )
+            self.shadow.observe(self._scale if self._restarts else 0.0)
+            self._fresh = self._restarts
+        self._piece = objective, factor, known if starts else None
+
+    def after(self, theta: Tensor | None = None) -> None:
+        """Follow the flow of the step that was taken."""
+        piece, self._piece = self._piece, None
+        if piece is not None and self.shadow is not None and self._parts.flow is not None:
+            objective, factor, known = piece
+            flow = self._parts.flow
+            self.shadow.cross(flow, objective, self.step_size, factor=factor, known=known)
+
+    def audit_at(self, theta: Tensor) -> float | None:
+        """Nothing: every step is compared as it comes."""
+
+    def measure(self, theta: Tensor, distance: float, lambda_max: float | None) -> dict[str, Any]:
+        """Return the fields of the record that the shadow gives where it stands."""
+        shadow = self.shadow
+        if shadow is None:
+            return seen(0.0, distance, 0.0, None) if self._fresh else {}
+        if not shadow.alive:
+            return {}
+        discrepancy = norm(theta - shadow.theta)
+        shadow.observe(discrepancy)
+        self._scale = discrepancy
+        return seen(discrepancy, distance, shadow.error, shadow.loss)
+
+    def known_loss(self) -> None:
+        """Nothing: no batch is kept that the loss could be compared on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the flow's state, and what is noted for the next record."""
+        curvature = self._parts.curvature
+        return super().state_dict() | {
+            "fresh": self._fresh,
+            "scale": self._scale,
+            "known": self._base is not None or self._resumed,
+            "judged": self._judged if curvature is None else curvature.state_dict(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state, bit for bit."""
+        super().load_state_dict(dict(saved) | {"shadow": None})
+        self._fresh, self._scale = saved["fresh"], saved["scale"]
+        self._resumed, self._judged = saved["known"], saved["judged"]
+        if saved["shadow"] is not None:
+            layout = self._parts.watched.layout
+            state = saved["shadow"]["state"].to(layout.device)
+            self.shadow = PiecewiseFlow(
+                self._parts.solver, state, layout.dim, resolution=self._parts.settings.resolution
+            )
+            self.shadow.load_state_dict(saved["shadow"])
+
+    def _reconfigured(self) -> None:
+        """Nothing: every step has a field of its own."""
+
+    def _factor(self) -> float:
+        audit = self.audit
+        folds = audit.kind == "scaled" or (audit.kind == "mismatch" and audit.cosine > _PARALLEL)
+        return audit.scale if folds else 1.0
+
+    def _objective(self, window: list[Seen]) -> Objective | None:
+        """Return the mean loss of the window's batches; ``None`` if there are none."""
+        parts = self._parts
+        if self._restarts and self._given is not None:
+            return self._given
+        if not window or (self._base is None and parts.source is None):
+            return None
+        if self._base is None:
+            self._base = self._first_objective(window[0].replay.batch)
+        total = sum(seen.weight for seen in window)
+        made = self._base.on([(seen.replay, seen.weight / total) for seen in window])
+        if self._given is None:
+            parts.objective = made
+            if parts.curvature is None:
+                parts.curvature = Curvature(made, str(parts.session.config["hvp"]))
+                if self._judged is not None:
+                    parts.curvature.load_state_dict(self._judged)
+            parts.curvature.objective = made
+        return made
+
+    def _first_objective(self, batch: Any) -> Objective:
+        """Check the user's function on the first batch; a resumed run has paid for it before."""
+        assert self._parts.source is not None
+        ledger = self._parts.session.ledger
+        counts = ledger.state_dict()
+        made = self._parts.source(batch)
+        if self._resumed:
+            ledger.load_state_dict(counts)
+        return made
+
+    def _of_audit(self) -> list[tuple[Status, str]]:
+        return [] if self.audit.kind == "scaled" else super()._of_audit()
+
+    def _of_shadow(self) -> list[tuple[Status, str]]:
+        return super()._of_shadow() if self.shadow is not None else []

@@ -1,0 +1,136 @@
+"""Sampling: which steps are shadowed. All of them, windows at intervals, or what a budget buys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch_gfshadow.clock import every
+from torch_gfshadow.ledger import Ledger
+from torch_gfshadow.session import Settings
+
+_PROBES_SHARE = 0.3
+_GRAIN = 0.01
+_LONGEST = 32
+_FIRST_WINDOW = 12.0
+_FIRST_PROBE = 300.0
+
+
+class Sampler:
+    """Says when a shadow starts, when it ends, and which steps get a record.
+
+    Without ``window`` and ``budget`` one shadow lives as long as the run. With ``window=W,
+    every=N`` a fresh one starts at every N-th step and lives W steps. With ``budget`` a fresh one
+    starts as soon as it can be paid for: what was spent, and what the window will cost by the last
+    one's measure, stay under the budget's share of the loop's own time. Probes have a purse of
+    their own, three tenths of it, which windows do not empty.
+
+    Args:
+        settings: ``every``, ``window`` and ``budget``.
+        ledger: Its seconds are what was spent, its clock is the one everything is timed by.
+        probed: Whether there are probes to pay for.
+    """
+
+    def __init__(self, settings: Settings, ledger: Ledger, *, probed: bool) -> None:
+        self.active = False
+        self._settings, self._ledger = settings, ledger
+        self._started = ledger.now()
+        self._end = 0
+        self._opened = 0.0
+        self._unit: float | None = None  # seconds per step of the last window
+        self._window = settings.window or 1
+        self._steps = 0
+        self._probes_spent, self._probe_cost = 0.0, 0.0
+        share = settings.budget or 0.0
+        self._probes_share = _PROBES_SHARE * share if probed else 0.0
+        self._windows_share = share - self._probes_share
+
+    @property
+    def whole(self) -> bool:
+        """Whether one shadow lives as long as the run."""
+        return self._settings.window is None and self._settings.budget is None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since attach, ours included."""
+        return self._ledger.now() - self._started
+
+    def begins(self, step: int) -> bool:
+        """Say whether a fresh shadow starts at θ of this step; if so it lives from here."""
+        self._steps = step
+        if self.whole:
+            self.active = True
+            return step == 0
+        still = self.active and step < self._end
+        if still or not every(step, self._settings.every) or not self._affordable():
+            return False
+        self.active, self._end, self._opened = True, step + self._window, self._ledger.seconds
+        return True
+
+    def ends(self, step: int) -> bool:
+        """Say whether the shadow has lived its steps; the caller then lets it go."""
+        if self.whole or not self.active or step < self._end:
+            return False
+        self.active = False
+        return True
+
+    def closed(self) -> None:
+        """Take the measure of the window that ended, its record included."""
+        if not self.whole:
+            self._unit = (self._ledger.seconds - self._opened) / self._window
+
+    def reads(self, step: int) -> bool:
+        """Say whether the gradient of the step that leads to ``step`` has to be read.
+
+        Two consecutive ones give the defect, so the step before a record counts, too.
+        """
+        period = self._settings.every
+        if self._settings.budget is not None:
+            return self.active
+        return (self.active and not self.whole) or every(step, period) or every(step + 1, period)
+
+    def affords_probes(self) -> bool:
+        """Say whether the probes of one record can be paid for; without a budget they can."""
+        if self._settings.budget is None:
+            return True
+        if self._steps == 0:
+            return False
+        cost = self._probe_cost or _FIRST_PROBE * self._own / max(self._steps, 1)
+        return self._probes_spent + cost <= self._probes_share * self._own
+
+    def probed(self, seconds: float) -> None:
+        """Take in what the probes of one record cost."""
+        self._probes_spent += seconds
+        self._probe_cost = max(seconds, 0.7 * self._probe_cost)
+        self._opened += seconds  # not the window's
+
+    @property
+    def _own(self) -> float:
+        return max(self.elapsed - self._ledger.seconds, 0.0)
+
+    def _affordable(self) -> bool:
+        if self._settings.budget is None:
+            return True
+        if self._steps == 0:
+            return False
+        own = self._own
+        unit = self._unit if self._unit is not None else _FIRST_WINDOW * own / self._steps
+        if self._settings.window is None and unit > 0.0:
+            # longer windows as the run grows, none of them more than a point of it
+            self._window = max(1, min(_LONGEST, int(_GRAIN * own / unit)))
+        spent = self._ledger.seconds - self._probes_spent
+        return spent + unit * self._window <= self._windows_share * own
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the present window stands, and what was spent."""
+        names = ("active", "_end", "_opened", "_unit", "_window", "_steps")
+        state = {name.lstrip("_"): getattr(self, name) for name in names}
+        purse = {"probes_spent": self._probes_spent, "probe_cost": self._probe_cost}
+        return state | purse | {"elapsed": self.elapsed}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.active, self._end, self._opened = saved["active"], saved["end"], saved["opened"]
+        self._unit, self._window, self._steps = saved["unit"], saved["window"], saved["steps"]
+        self._probes_spent, self._probe_cost = saved["probes_spent"], saved["probe_cost"]
+        self._started = self._ledger.now() - saved["elapsed"]
