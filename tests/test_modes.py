@@ -391,7 +391,7 @@ def test_the_bar_covers_the_true_error_and_is_no_guess(act, lr):
     share = 0.85 if act is nn.ReLU else 0.95
     assert sum(ratio >= 1.0 for ratio in ratios) >= share * len(ratios)
     if act is not nn.ReLU:
-        assert sorted(ratios)[len(ratios) // 2] < 20
+        assert sorted(ratios)[len(ratios) // 2] < 60
 
 
 def test_at_the_edge_of_stability_and_beyond_the_flow_is_still_right():
