@@ -209,7 +209,8 @@ class PiecewiseFlow:
         """Add the local error of the piece that ended, ``travelled`` long."""
         embedded, self._embedded = self._embedded, torch.zeros_like(self._embedded)
         factor = min(1.0, _CONTRACTION.get(self._solver, math.inf) * self._stiffness)
-        if _norm(embedded) > _SMOOTH * self._stiffness**4 * travelled:
+        resolved = self._stiffness < 0.7  # beyond, a smooth field looks the same
+        if resolved and _norm(embedded) > _SMOOTH * self._stiffness**4 * travelled:
             factor = _ACROSS_KINKS
         error = embedded * factor
         self._pending = self._pending + error
