@@ -8,8 +8,10 @@ from click.testing import CliRunner
 from matplotlib.image import imread
 from scipy.integrate import solve_ivp
 
+from torch_gfshadow.bounds._deep_linear import Chain, unflat
 from torch_gfshadow.cli import main
 from torch_gfshadow.cli.studies import show
+from torch_gfshadow.experiments.convergence import radius_for
 from torch_gfshadow.experiments.deep_linear import (
     DenseFlow,
     balanced_problem,
@@ -47,6 +49,40 @@ def test_certificates(tmp_path):
     assert steps["eq13"] == pytest.approx(2.0e-5, rel=0.05)
     assert steps["C"] == pytest.approx(2.1e-2, rel=0.1)
     assert steps["truth"] == pytest.approx(0.29, rel=0.1)
+
+
+def test_convergence(tmp_path):
+    found = run_study("convergence", tmp_path)
+    (table,) = found["tables"]
+    assert [(row["n"], row["nu"]) for row in table["rows"]] == [
+        (2, 0.9),
+        (2, 0.5),
+        (3, 0.9),
+        (3, 0.5),
+    ]
+    for row in table["rows"]:
+        order = ["theorem4", "exact_flow", "measured", "tube", "within"]
+        assert [row[key] for key in order] == sorted(row[key] for key in order)
+        assert row["works"] >= row["tube"]
+        assert row["k_tube"] is not None
+        assert 17 < row["orders"] < 23
+    assert table["rows"][3]["theorem4"] == pytest.approx(8.88e-23, rel=1e-3)
+    # the digits and the three coordinates are one problem
+    assert "differ from those in three coordinates by at most" in found["findings"][1]
+    assert float(found["findings"][1].rsplit(" ", 1)[1].rstrip(".")) < 1e-10
+
+
+def test_within_the_radius_the_loss_is_within_its_accuracy():
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 5):
+        problem = balanced_problem((2, *[2] * (n - 1), 1), 0.2, 0.5)
+        flow, radius = DenseFlow(problem, 8.0), radius_for(n, 0.1)
+        gaps = 0.5 * ((Chain(unflat(flow.nodes, problem.weights)).end - problem.loss.lyx) ** 2)
+        theta = flow.nodes[np.argmax(gaps.sum((-2, -1)) <= 0.05)]
+        off = rng.normal(size=(5000, theta.size))
+        off *= radius / np.linalg.norm(off, axis=1, keepdims=True)
+        ends = Chain(unflat(theta + off, problem.weights)).end
+        assert (0.5 * ((ends - problem.loss.lyx) ** 2).sum((-2, -1)) <= 0.1).all()
 
 
 def test_the_dense_flow_is_the_flow():

@@ -9,7 +9,7 @@ import click
 
 from torch_gfshadow.cli._options import OneOf, choices, run_options
 from torch_gfshadow.cli._run import run
-from torch_gfshadow.cli.studies import certificates_command
+from torch_gfshadow.cli.studies import STUDIES
 from torch_gfshadow.experiments.networks import CONVOLUTIONS
 
 
@@ -18,7 +18,8 @@ def reproduce() -> None:
     """Reproduce a figure of the paper, or a study of its theorems."""
 
 
-reproduce.add_command(certificates_command)
+for study in STUDIES:
+    reproduce.add_command(study)
 
 
 def protocols(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -43,6 +43,7 @@ def draw_curves(
     axes.set_ylabel(y, fontsize=FONT)
     axes.set_title(title, fontsize=FONT + 1, loc="left")
     axes.legend(fontsize=FONT - 1, frameon=False)
+    axes.tick_params(which="both", labelsize=FONT - 1)
     finish(axes)
 
 
@@ -54,6 +55,7 @@ def draw_dots(
     title: str = "",
     annotate: bool = False,
     hollow: Sequence[str] = (),
+    styles: Mapping[str, int] | None = None,
 ) -> None:
     """Draw method → group → value as dots, one line per group, on a logarithmic x axis.
 
@@ -64,14 +66,16 @@ def draw_dots(
         title: Title of the panel.
         annotate: Whether to write each value beside its dot.
         hollow: Methods drawn hollow: estimates, beside filled certificates.
+        styles: Method → which colour and marker, to match another panel; by default in order.
     """
     groups = list(dict.fromkeys(group for found in values.values() for group in found))
-    for index, (method, found) in enumerate(values.items()):
+    for place, (method, found) in enumerate(values.items()):
+        index = (styles or {}).get(method, place)
         colour = COLOURS[index % len(COLOURS)]
         points = [(v, groups.index(g)) for g, v in found.items() if v]
         axes.plot(
             [v for v, _ in points],
-            [place for _, place in points],
+            [row for _, row in points],
             ls="none",
             marker=MARKERS[index % len(MARKERS)],
             ms=6,
@@ -80,10 +84,10 @@ def draw_dots(
             label=method,
         )
         if annotate:
-            for value, place in points:
+            for value, row in points:
                 axes.annotate(
                     f"{value:.1e}" if value < 1e-3 else f"{value:.2g}",
-                    (value, place),
+                    (value, row),
                     xytext=(0, 8 if index % 2 else -14),  # neighbours do not cover each other
                     textcoords="offset points",
                     ha="center",
