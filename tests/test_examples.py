@@ -74,3 +74,12 @@ def test_the_certified_interval_contains_what_the_shadow_reports(capsys, monkeyp
     for row in rows:
         low, high = (float(v) for v in row[row.index("[") + 1 : row.index("]")].split(","))
         assert low <= number(row, 1) <= high <= number(row, -1)
+
+
+def test_the_same_batch_flow_is_nearer_than_the_full_data_flow(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / "05_minibatch_monitoring.py"), run_name="__main__")
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()[2:-1]]
+    assert len(rows) >= 8
+    assert all(float(row[1]) < 0.6 * float(row[4]) for row in rows)
+    assert {row[7] for row in rows} == {"match"}
