@@ -66,8 +66,12 @@ def test_the_closed_forms_solve_their_equation_and_know_their_constants(case):
 
 
 def limits_discrepancy(spec):
-    """Live bounds of λ_min need a network; tests/test_live_bounds.py has them."""
-    return spec.live and getattr(spec.factory, "of", "discrepancy") == "discrepancy"
+    """Live bounds of λ_min and the tube need a network; tests/test_live_bounds.py has them."""
+    return (
+        spec.live
+        and spec.name != "tube"
+        and getattr(spec.factory, "of", "discrepancy") == "discrepancy"
+    )
 
 
 @pytest.mark.parametrize("name", [n for n, s in BUILTIN["bounds"].items() if limits_discrepancy(s)])

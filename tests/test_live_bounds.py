@@ -184,3 +184,81 @@ def test_a_relu_run_is_the_same_bit_for_bit_with_and_without_bounds():
         return [p.detach().clone() for p in model.parameters()]
 
     assert all(torch.equal(a, b) for a, b in zip(end(["default"]), end([]), strict=True))
+
+
+# --- the tube: certified beside the run
+
+LOSSES = {
+    "square": squared,
+    "mse": lambda model, b: nn.functional.mse_loss(model(b[0]), b[1]),
+    "cross-entropy": cross_entropy,
+    "logistic": lambda model, b: nn.functional.softplus(
+        -model(b[0])[:, :1] * b[1][:, :1].sign()
+    ).mean(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_tube_certifies_the_discrepancy_of_a_deep_linear_network(loss, seed):
+    outputs = 1 if loss == "logistic" else 2
+    model = nn.Sequential(layer(4, 6, seed), layer(6, 5, seed + 1), layer(5, outputs, seed + 2))
+    options = {"bounds": ["tube"], "probe_every": 2, "resolution": 0.01, "solver": "dopri5"}
+    shadow = train(model, fn=LOSSES[loss], steps=40, lr=0.01, **options)
+    found = cells(shadow, "tube")
+    assert len(found) == 21
+    for record, cell in found:
+        assert (cell["kind"], cell["status"]) == ("certified", "ok"), cell
+        assert cell["value"] >= record.discrepancy - record.solver_error
+    assert found[-1][1]["tightness"] < 30
+
+
+def test_a_tube_that_breaks_down_says_until_when_it_held():
+    shadow = train(stack(nn.Identity), steps=60, lr=0.2, bounds=["tube"], probe_every=20)
+    last = cells(shadow, "tube")[-1][1]
+    assert (last["kind"], last["certified"]) == ("failed", False)
+    assert "certified until" in last["why"].lower()
+
+
+def weighted(model, b):
+    return ((model(b[0]) - b[1]) ** 2 * torch.tensor([1.0, 2.0], dtype=F64)).mean()
+
+
+def penalised(model, b):
+    return squared(model, b) + 0.1 * sum(p.square().sum() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "fn", "reason"),
+    [
+        (lambda: stack(nn.ReLU), squared, "linear layers without activations"),
+        (lambda: stack(nn.Tanh), squared, "Not covered: tanh"),
+        (lambda: stack(nn.Identity), weighted, "φ cannot be told: the outputs are weighted"),
+        (lambda: stack(nn.Identity), penalised, "no constants for the loss"),
+        (
+            lambda: stack(nn.Identity),
+            lambda m, b: nn.functional.huber_loss(m(b[0]), b[1]),
+            "no constants for the loss",
+        ),
+        (
+            lambda: stack(nn.Identity),
+            lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1].softmax(1)),
+            "soft labels",
+        ),
+    ],
+)
+def test_the_tube_says_what_it_is_not_for(make, fn, reason):
+    shadow = train(make(), fn=fn, steps=5, bounds=["tube"])
+    for _, cell in cells(shadow, "tube"):
+        assert cell["kind"] == "failed"
+        assert reason in cell["why"]
+
+
+def test_with_weight_decay_the_tube_refuses_to_be_about_another_flow():
+    model = stack(nn.Identity)
+    x, y = torch.ones(3, 4, dtype=F64), torch.ones(3, 2, dtype=F64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, weight_decay=0.1)
+    with isolated_plugins():
+        shadow = attach(optimizer, model, squared, data=(x, y), bounds=["tube"], on_error="raise")
+    assert "no weight decay" in shadow.records[0].bounds["tube"]["why"]
+    shadow.detach()

@@ -96,7 +96,11 @@ class Measures:
         recogniser = self._recogniser
         if recogniser is None or probed is None or probed[0] != record.step:
             return None
-        return View(record, lambda: recogniser.at(probed[1]))
+        groups = self._parts.watched.groups
+        plain = record.flow == "gradient_flow" and not any(
+            g.get("weight_decay") or g.get("maximize") or g["lr"] != groups[0]["lr"] for g in groups
+        )
+        return View(record, lambda: recogniser.at(probed[1]), plain=plain)
 
     def state_dict(self) -> dict[str, Any]:
         """Return eigenvectors, schedule, and the state of every probe and bound."""

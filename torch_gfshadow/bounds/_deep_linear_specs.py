@@ -1,6 +1,6 @@
 """The results on deep linear networks as they are registered."""
 
-from torch_gfshadow.bounds import lemma1, lemma2, lemma2_live, proposition1, tube
+from torch_gfshadow.bounds import lemma1, lemma2, lemma2_live, proposition1, tube, tube_live
 from torch_gfshadow.specs import BoundSpec
 
 _PAPER = "Elkabetz & Cohen 2021"
@@ -32,11 +32,10 @@ SPECS = (
     ),
     BoundSpec(
         name="tube",
-        factory=tube.Tube,
+        factory=tube_live.LiveTube,
         summary="radius around gradient descent that provably contains the flow",
         source="derived",
         evaluate=tube.evaluate,
         parts={"tube_step": tube.evaluate},
-        live=False,
     ),
 )

@@ -92,7 +92,7 @@ class BoundValue:
             "of": self.of,
             "value": self.value,
             "log_value": self.log_value,
-            "certified": self.certified,
+            "certified": self.kind == "certified",
             "kind": self.kind,
             "why": self.why,
             "status": self.status,

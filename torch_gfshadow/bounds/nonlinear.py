@@ -89,7 +89,8 @@ class Nonlinear(Floor):
         """Refuse shared weights, and leave linear networks to Lemma 2 if not asked by name."""
         if shares_weights(network):
             return "Weights are shared; ask for the bound convolution."
-        return "Lemma 2 covers linear networks." if self.quiet and network.linear else ""
+        known = self.quiet and network.gradient is not None
+        return "Lemma 2 covers linear networks." if known else ""
 
     def floor(self, network: NetworkPoint) -> float:
         """Return −λ_max(C)."""

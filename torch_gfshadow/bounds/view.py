@@ -14,10 +14,19 @@ class View:
     Args:
         record: Clock, discrepancy with its error bar, λ_min and λ_max with their residuals.
         look: Recognises the network at the iterate.
+        plain: Whether the flow followed is θ' = −∇f(θ) in all the network's weights and in nothing
+            else: no weight decay, no ascent, one rate.
     """
 
-    def __init__(self, record: Record, look: Callable[[], NetworkPoint | NotCovered]) -> None:
+    def __init__(
+        self,
+        record: Record,
+        look: Callable[[], NetworkPoint | NotCovered],
+        *,
+        plain: bool = False,
+    ) -> None:
         self.record = record
+        self.plain = plain
         self._look = look
         self._network: NetworkPoint | NotCovered | None = None
 

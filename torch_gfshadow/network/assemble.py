@@ -11,9 +11,10 @@ from torch import Tensor
 
 from torch_gfshadow.network.layers import Dense, every_pair
 from torch_gfshadow.network.norms import SAFETY, sample_norms, stacked_norm
-from torch_gfshadow.network.point import NetworkPoint, Pair
+from torch_gfshadow.network.point import NetworkPoint, Pair, Samples
 from torch_gfshadow.network.values import Stage
 
+_KEPT = 2**25  # entries of the inputs of a linear network: 256 MB
 _EXACT_PATHS = 2**20
 """Largest number of entries of all B_i of a pair for which their norms are computed one by one."""
 
@@ -25,6 +26,7 @@ class Part:
     stages: Sequence[Stage]
     signals: Sequence[Tensor]
     loss: frozenset[str]
+    bends: Tensor | None = None
 
 
 def assemble(parts: Iterable[Part]) -> NetworkPoint:
@@ -41,6 +43,7 @@ def assemble(parts: Iterable[Part]) -> NetworkPoint:
     patterns: list[Tensor] = []
     activations: dict[str, None] = {}
     loss: frozenset[str] = frozenset()
+    seen: list[Part] = []
     for part in parts:
         stages, p = part.stages, part.signals
         if not first:
@@ -64,6 +67,8 @@ def assemble(parts: Iterable[Part]) -> NetworkPoint:
         if gradient is not None:
             share = _end_to_end(part) if straight else None
             gradient = None if share is None else gradient + share
+            if gradient is not None:
+                seen.append(part)
     kappa = [s.layer.sharing()[1] for s in first]
     pairs = {(j, k): _pair(total, math.sqrt(kappa[j] * kappa[k])) for (j, k), total in sums.items()}
     return NetworkPoint(
@@ -80,6 +85,19 @@ def assemble(parts: Iterable[Part]) -> NetworkPoint:
         n_kinks=n_kinks,
         pattern=torch.cat(patterns) if patterns else torch.zeros(0),
         gradient=gradient,
+        samples=None if gradient is None else _samples(seen),
+    )
+
+
+def _samples(parts: Sequence[Part]) -> Samples | None:
+    if sum(p.stages[0].inputs.numel() for p in parts) > _KEPT:
+        return None
+    bends = [p.bends for p in parts if p.bends is not None]
+    return Samples(
+        inputs=torch.cat([p.stages[0].inputs for p in parts]),
+        outputs=torch.cat([p.stages[-1].outputs.detach() for p in parts]),
+        slopes=torch.cat([p.signals[-1] for p in parts]),
+        bends=torch.cat(bends) if len(bends) == len(parts) else None,
     )
 
 
@@ -180,7 +198,8 @@ def _kinks(stage: Stage) -> int:
 
 def _end_to_end(part: Part) -> Tensor | None:
     plain = all(isinstance(s.layer, Dense) and s.layer.positions == 1 for s in part.stages)
-    maps = [m for s in part.stages for m in s.maps if m.slopes is not None]
+    # what stands after the last layer is a part of φ
+    maps = [m for s in part.stages[:-1] for m in s.maps if m.slopes is not None]
     if not plain or maps:
         return None
     return part.signals[-1].mT @ part.stages[0].inputs

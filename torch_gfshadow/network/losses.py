@@ -15,6 +15,8 @@ from torch import Tensor
 from torch_gfshadow.network.calls import Call
 from torch_gfshadow.network.values import AFFINE, CONCAVE, CONVEX, Head
 
+PENALTY = "penalty on the weights"
+
 Rule = Callable[[Call, Head], "Head | str"]
 
 
@@ -160,7 +162,8 @@ def added(a: Head, b: Head, sign: int = 1) -> Head | str:
     shapes = {a.shape, b.shape} - {AFFINE}
     if len(shapes) > 1:
         return "the loss is a difference of convex functions"
-    return Head(a.stages or b.stages, next(iter(shapes), AFFINE), a.kinds | b.kinds)
+    penalty = frozenset() if a.stages and b.stages else frozenset({PENALTY})
+    return Head(a.stages or b.stages, next(iter(shapes), AFFINE), a.kinds | b.kinds | penalty)
 
 
 def _each(names: str, rule: Rule) -> dict[str, Rule]:

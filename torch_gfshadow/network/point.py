@@ -31,6 +31,23 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
+class Samples:
+    """The samples of a deep linear network, from which its loss can be told.
+
+    Attributes:
+        inputs: x_i, ``[S, d_0]``.
+        outputs: h_i = W x_i, ``[S, d_n]``.
+        slopes: ∂f/∂h_i, ``[S, d_n]``.
+        bends: Sums of the rows of ∂²f/∂h_i², ``[S, d_n]``; ``None`` unless that is diagonal.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    slopes: Tensor
+    bends: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
 class NetworkPoint:
     """A recognised network at one θ; equal only to itself.
 
@@ -49,6 +66,7 @@ class NetworkPoint:
         pattern: Which piece we are on, one entry per unit and sample.
         gradient: ∂f/∂W of the end-to-end matrix, ``[d_n, d_0]``; ``None`` unless every layer is
             a matrix and nothing stands between.
+        samples: What the loss of such a network can be told from, unless there are too many.
     """
 
     names: tuple[str, ...]
@@ -64,6 +82,7 @@ class NetworkPoint:
     n_kinks: int
     pattern: Tensor = field(repr=False)
     gradient: Tensor | None = field(repr=False)
+    samples: Samples | None = field(default=None, repr=False)
 
     @property
     def depth(self) -> int:

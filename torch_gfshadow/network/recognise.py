@@ -77,10 +77,26 @@ def _parts(objective: Objective, theta: Tensor) -> Iterator[Part]:
                 loss = sandbox.forward(cast)
             stages, kinds = _stack(tape.value(loss))
             outputs = [stage.outputs for stage in stages]
+            straight = kinds == {"square"} and all(m.linear for s in stages for m in s.maps)
+            bends = _bends(loss, outputs[-1], weight) if straight else None
             signals = [g * weight for g in torch.autograd.grad(loss, outputs)]
-        part = Part(stages, signals, kinds)
+        part = Part(stages, signals, kinds, bends)
         _check_euler(part)
         yield part
+
+
+def _bends(loss: Tensor, output: Tensor, weight: float) -> Tensor | None:
+    """Return the diagonal of ∂²f/∂h², ``None`` if there is more than a diagonal."""
+    (slope,) = torch.autograd.grad(loss, output, create_graph=True)
+    # two directions, one of no particular kind: what is not diagonal cannot look so in both
+    odd = torch.linspace(0.5, 2.0, output.numel(), dtype=output.dtype, device=output.device)
+    odd = (odd + 1).square().sin().reshape(output.shape)
+    ones = torch.ones_like(output)
+    (rows,) = torch.autograd.grad(slope, output, ones, retain_graph=True)
+    (turned,) = torch.autograd.grad(slope, output, odd, retain_graph=True)
+    if bool(((turned - rows * odd).abs() > 1e-12 * rows.abs().max()).any()):
+        return None
+    return rows.detach() * weight
 
 
 def _stack(value: Value | None) -> tuple[tuple[Stage, ...], frozenset[str]]:
