@@ -72,6 +72,17 @@ def test_convergence(tmp_path):
     assert float(found["findings"][1].rsplit(" ", 1)[1].rstrip(".")) < 1e-10
 
 
+def test_worst_case(tmp_path):
+    found = run_study("worst-case", tmp_path)
+    ridge, pendulum = (table["rows"] for table in found["tables"])
+    for row in ridge:
+        assert row["corollary1"] < row["equation7"] < row["needed"]
+        assert row["needed"] == pytest.approx(row["predicted"], rel=0.2)
+        assert 10 < row["needed_over_equation7"] < 30
+    assert ridge[-1]["printed"] > 10 * ridge[-1]["needed"]
+    assert all(row["printed_deviation"] > 1 > row["corrected_deviation"] for row in pendulum)
+
+
 def test_within_the_radius_the_loss_is_within_its_accuracy():
     rng = np.random.default_rng(0)
     for n in (2, 3, 5):

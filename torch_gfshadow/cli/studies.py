@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from torch_gfshadow.cli._options import COUNT, NUMBER
-from torch_gfshadow.experiments import certificates, convergence
+from torch_gfshadow.experiments import certificates, convergence, worst_case
 from torch_gfshadow.experiments.data import mnist_digits
 from torch_gfshadow.experiments.study import Number, Study, Table
 from torch_gfshadow.plotting import require_matplotlib
@@ -82,6 +82,19 @@ def convergence_command(
     show(convergence.run(real, eps_tilde=accuracy, seed=seed, quick=quick), out, as_json)
 
 
+@click.command("worst-case")
+@click.option("--eps", type=NUMBER, default=0.02, show_default=True, help="Distance ε to be kept.")
+@study_options
+def worst_case_command(eps: float, seed: int, out: Path, as_json: bool, quick: bool) -> None:
+    """A curved ridge on which the exponential of Theorem 3 is needed (seconds).
+
+    Shows the needed step size against Eq. 7 and Corollary 1, corrected and as printed. Nothing is
+    random, so --seed changes nothing. Writes worst-case.json and worst-case.png into --out.
+    """
+    require_matplotlib()
+    show(worst_case.run(eps=eps, quick=quick), out, as_json)
+
+
 def show(study: Study, out: Path, as_json: bool) -> None:
     """Save a study and print it: tables and findings, or JSON on stdout."""
     files = {kind: str(path) for kind, path in study.save(out).items()}
@@ -120,5 +133,5 @@ def _cell(value: Number) -> str:
     return str(value)
 
 
-STUDIES = (certificates_command, convergence_command)
+STUDIES = (certificates_command, convergence_command, worst_case_command)
 """Commands of the group ``reproduce``."""
