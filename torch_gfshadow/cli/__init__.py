@@ -9,6 +9,7 @@ from torch_gfshadow.cli.doctor import doctor
 from torch_gfshadow.cli.plugins import plugins
 from torch_gfshadow.cli.report import report
 from torch_gfshadow.cli.reproduce import reproduce
+from torch_gfshadow.cli.step_size import step_size
 from torch_gfshadow.cli.tail import tail
 
 
@@ -21,6 +22,7 @@ def main() -> None:
 main.add_command(demo)
 main.add_command(reproduce)
 main.add_command(bound)
+main.add_command(step_size)
 main.add_command(plugins)
 main.add_command(report)
 main.add_command(tail)
