@@ -129,6 +129,34 @@ def test_an_excess_within_the_error_bar_is_no_violation():
     )
 
 
+def test_discrepancies_that_start_anew_are_not_taken_for_the_whole_run():
+    rows = records()
+    rows = tuple(
+        dataclasses.replace(r, mode="batch", discrepancy=0.0, solver_error=0.0)
+        if r.step % 8 == 3
+        else dataclasses.replace(r, mode="batch")
+        for r in rows
+    )
+    asked = {"configuration": {"every": 8, "window": 3}}
+    windows = Run(name="w", records=rows[:20], header=asked)  # ends where a shadow starts
+    found = said(windows)
+    assert found["Verdict"].text.startswith(
+        "Resolved to 4%: at step 18 gradient descent lies 0.009"
+    )
+    assert "the flow of its own batches." in found["Verdict"].text
+    assert "at every 8-th step and followed for 3" in found["Discrepancies start anew"].text
+    assert not {"Defects add up", "The flow spreads", "The flow forgets"} & set(found)
+    render([windows])
+    local = Run(name="l", records=tuple(dataclasses.replace(r, mode="local") for r in rows))
+    assert "the flow of that step alone" in said(local)["Verdict"].text
+
+
+def test_a_run_that_never_left_the_flow_is_said_to_lie_on_it():
+    still = run(discrepancy=0.0, solver_error=0.0)
+    assert said(still)["Verdict"].text == "After 59 steps gradient descent lies on gradient flow."
+    render([still])
+
+
 # -- where runs come from ---------------------------------------------------------------------
 
 

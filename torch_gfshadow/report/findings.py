@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 from torch_gfshadow.record import Record, exceeded
 from torch_gfshadow.report.causes import Finding, causes
@@ -29,16 +30,30 @@ EDGE = 2.0
 
 def find(run: Run) -> list[Finding]:
     """Return what happened in ``run``, the verdict first."""
-    verdict = judge(run.records)
+    verdict = judge(run.records, anew=bool(run.anew))
     found = [Finding(_LEVELS[verdict.level], "Verdict", verdict.text)]
     found += _training(run.records)
-    if verdict.level in ("resolved", "partly resolved"):
+    if run.anew:
+        found += _anew(run)
+    elif verdict.level in ("resolved", "partly resolved") and run.last.mode == "reference":
+        # batches change the gradient from step to step, and with it the local defect
         found += causes(run.records)
     found += _edge(run.records)
     found += _bounds(run.records)
     found += _audit(run.records)
     found += _trouble(run)
     return found
+
+
+def _anew(run: Run) -> Iterator[Finding]:
+    values = [r.discrepancy for r in run.records if r.discrepancy]
+    if values:
+        text = (
+            f"Shadows were started {run.anew}, so that each discrepancy counts from there. Over "
+            f"{len(values):,} records their median is {number(median(values))}, the largest "
+            f"{number(max(values))}."
+        )
+        yield Finding("note", "Discrepancies start anew", text)
 
 
 def _training(records: Sequence[Record]) -> Iterator[Finding]:

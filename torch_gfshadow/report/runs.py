@@ -36,6 +36,19 @@ class Run:
     resumed_at: tuple[int, ...] = ()
 
     @property
+    def anew(self) -> str:
+        """When shadows were started anew, in words; empty if one shadow lived as long as the run.
+
+        Discrepancies then count from there, not from the first step.
+        """
+        asked = self.header.get("configuration") or {}
+        if self.last.mode == "local":
+            return "before every record's step"
+        if asked.get("window"):
+            return f"at every {asked.get('every')}-th step and followed for {asked['window']}"
+        return f"every {asked['resync_every']} steps" if asked.get("resync_every") else ""
+
+    @property
     def last(self) -> Record:
         """The last record."""
         return self.records[-1]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch_gfshadow.record import Record
 from torch_gfshadow.report.runs import Run
-from torch_gfshadow.report.verdict import judge, last_measured
+from torch_gfshadow.report.verdict import judge, last_measured, last_telling
 from torch_gfshadow.report.words import number, percent, share_of, with_bar
 from torch_gfshadow.status import worst
 
@@ -24,12 +24,12 @@ def overview(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 def _overview(run: Run) -> Iterator[tuple[str, str]]:
     last = run.last
-    found = last_measured(run.records)
+    found = last_telling(run.records)
     value = found.discrepancy if found else None
     bar = found.solver_error if found else None
     by_purpose = (run.summary or {}).get("by_purpose", {}).get("grads", {})
     n_steps = max(last.step, 1)
-    yield "verdict", judge(run.records).level
+    yield "verdict", judge(run.records, anew=bool(run.anew)).level
     yield "state", run.state
     yield "steps", f"{last.step:,}"
     yield "flow time t", number(last.time)

@@ -28,28 +28,41 @@ class Verdict:
     text: str
 
 
-def judge(records: Sequence[Record]) -> Verdict:
+_FLOWS = {
+    "batch": "the flow of its own batches",
+    "local": "the flow of that step alone",
+}
+
+
+def judge(records: Sequence[Record], anew: bool = False) -> Verdict:
     """Say what the last measured discrepancy is worth.
 
     Args:
         records: Records of one run.
+        anew: Whether the shadow was started anew on the way, and discrepancies count from there.
 
     Returns:
         The verdict; its text gives discrepancy ± error bar in units of θ.
     """
-    last = last_measured(records)
+    last = last_telling(records)
     if last is None or last.discrepancy is None:
         status = records[-1].status if records else Status.PENDING
         return Verdict("no shadow", f"No discrepancy was measured. {status.sentence}")
     if last.audit.startswith("mismatch"):
         return Verdict("wrong objective", Status.MISMATCH.sentence)
     value, bar = last.discrepancy, last.solver_error
-    where = f"after {last.step:,} steps gradient descent lies"
+    where = f"{'at step' if anew else 'after'} {last.step:,}{'' if anew else ' steps'}"
+    where += " gradient descent lies"
     if bar is None:
         return Verdict("unresolved", f"Unresolved: {where} {value:.2g} away, of unknown accuracy.")
-    travelled = last.distance_from_init or 0.0
+    flow = _FLOWS.get(last.mode, "gradient flow")
+    if value == 0.0:
+        return Verdict(
+            "resolved" if bar == 0.0 else "unresolved", f"{where} on {flow}.".capitalize()
+        )
+    travelled = 0.0 if anew else last.distance_from_init or 0.0
     share = f", {value / travelled:.2%} of the {travelled:.3g} it travelled" if travelled else ""
-    known = f"{where} {value:.2g} ± {bar:.1g} from gradient flow{share}."
+    known = f"{where} {value:.2g} ± {bar:.1g} from {flow}{share}."
     if bar <= RESOLUTION * value:
         return Verdict("resolved", f"Resolved to {_share(bar, value)}: {known}")
     if bar < value:
@@ -61,7 +74,7 @@ def judge(records: Sequence[Record]) -> Verdict:
         )
     return Verdict(
         "unresolved",
-        f"Unresolved: {where} at most {value + bar:.2g} from gradient flow "
+        f"Unresolved: {where} at most {value + bar:.2g} from {flow} "
         f"(reported {value:.2g} ± {bar:.1g}); resolution={RESOLUTION} would tell more, at a price.",
     )
 
@@ -69,6 +82,12 @@ def judge(records: Sequence[Record]) -> Verdict:
 def last_measured(records: Sequence[Record], name: str = "discrepancy") -> Record | None:
     """Return the last record whose field ``name`` was measured, or ``None``."""
     return next((r for r in reversed(records) if getattr(r, name) is not None), None)
+
+
+def last_telling(records: Sequence[Record]) -> Record | None:
+    """Return the last record with a discrepancy that is not 0, as it is where a shadow starts."""
+    telling = (r for r in reversed(records) if r.discrepancy)
+    return next(telling, None) or last_measured(records)
 
 
 def _share(part: float, whole: float) -> str:
