@@ -96,6 +96,48 @@ def test_a_network_that_is_not_covered_says_why_once_per_probe_and_costs_one_loo
     assert shadow.summary()["by_purpose"]["grads"]["bounds"] == 1
 
 
+def test_an_objective_that_needs_all_samples_at_once_is_recognised_all_the_same():
+    x = torch.randn(24, 4, generator=seeded(5), dtype=F64)
+    y = torch.randn(24, 2, generator=seeded(6), dtype=F64)
+    model = stack(nn.ReLU)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    with isolated_plugins():
+        shadow = attach(
+            optimizer,
+            model,
+            lambda model, x: nn.functional.mse_loss(model(x), y),
+            data=x,
+            on_error="raise",
+        )
+    assert shadow.records[0].bounds["nonlinear"]["kind"] == "certified"
+    shadow.detach()
+
+
+def test_an_objective_that_does_not_run_in_float64_says_so():
+    y = torch.randn(24, 2, generator=seeded(6))
+    model = stack(nn.ReLU).float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    x = torch.randn(24, 4, generator=seeded(5))
+    mix = torch.eye(2)
+    with isolated_plugins():
+        shadow = attach(
+            optimizer,
+            model,
+            lambda model, x: nn.functional.mse_loss(model(x) @ mix, y),
+            data=x,
+            on_error="raise",
+        )
+    why = shadow.records[0].bounds["nonlinear"]["why"]
+    assert why.startswith("Not covered: the objective does not run in float64 (RuntimeError: ")
+    shadow.detach()
+
+
+def test_a_compiled_model_is_looked_through():
+    model = stack(nn.ReLU)
+    shadow = train(torch.compile(model, backend="eager"), steps=2)
+    assert cells(shadow, "nonlinear")[0][1]["kind"] == "certified"
+
+
 def test_a_look_costs_one_gradient_per_probe_for_all_bounds_together():
     shadow = train(stack(nn.ReLU), steps=20)
     assert shadow.summary()["by_purpose"]["grads"]["bounds"] == 1 + 5

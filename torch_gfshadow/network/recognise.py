@@ -23,9 +23,15 @@ _EULER_TOLERANCE = 1e-8
 
 @dataclass(frozen=True)
 class NotCovered:
-    """Why no theorem about bias-free homogeneous networks applies, in one sentence."""
+    """Why no theorem about bias-free homogeneous networks applies, in one sentence.
+
+    Attributes:
+        reason: The sentence.
+        raised: Whether the objective failed, instead of being of another kind.
+    """
 
     reason: str
+    raised: bool = False
 
     @property
     def lasting(self) -> bool:
@@ -61,9 +67,10 @@ def recognise(objective: Objective, theta: Tensor) -> NetworkPoint | NotCovered:
             return assemble(_parts(objective, theta))
     except _RefusalError as refusal:
         return NotCovered(f"Not covered: {refusal}.")
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # the model's own code, on tensors of another dtype
         line = (str(error).splitlines() or [""])[0]
-        return NotCovered(f"Not covered: the model does not run in float64 ({line}).")
+        reason = f"the objective does not run in float64 ({type(error).__name__}: {line})"
+        return NotCovered(f"Not covered: {reason}.", raised=True)
 
 
 def _parts(objective: Objective, theta: Tensor) -> Iterator[Part]:
@@ -155,8 +162,9 @@ class Recogniser:
         if mode not in self._tried:
             first = next(objective.chunks())[0]
             found = recognise(objective.over(head(first, 2)), theta)
-        if mode in self._tried or isinstance(found, NetworkPoint):
-            self._tried.add(mode)
+            if isinstance(found, NetworkPoint) or found.raised:  # two samples may be too few
+                self._tried.add(mode)
+        if mode in self._tried:
             found = recognise(objective, theta)
         if isinstance(found, NotCovered) and found.lasting:
             self._refused[mode] = found
