@@ -14,6 +14,7 @@ from torch_gfshadow.cli._options import OneOf
 from torch_gfshadow.cli._tables import plugin_table
 from torch_gfshadow.plugins import Plugins
 from torch_gfshadow.scaffold import KINDS, Names, write_package
+from torch_gfshadow.scaffold.hooks_page import hooks_page
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 _MARKS = {"pass": "[green]pass[/]", "fail": "[red]FAIL[/]", "skip": "[yellow]skip[/]"}
@@ -35,6 +36,14 @@ def list_members(as_json: bool) -> None:
         Console().print(plugin_table(registered.describe()))
     for error in registered.load_errors:
         click.echo(f"gfshadow: {error}", err=True)
+
+
+@plugins.command()
+@_JSON
+def hooks(as_json: bool) -> None:
+    """Print the reference of all hooks, in Markdown."""
+    page = hooks_page()
+    click.echo(json.dumps({"markdown": page}) if as_json else page, nl=as_json)
 
 
 @plugins.command()
