@@ -1,15 +1,19 @@
 """`gfshadow bound`: list, show, eval, as a stranger meets them."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from torch_gfshadow.cli import main
-from torch_gfshadow.cli._cases import deviations
+from torch_gfshadow.cli._cases import answer, deviations, evaluators
+from torch_gfshadow.plugins import Plugins
 
 GOLDEN = Path(__file__).parent / "golden" / "public.json"
+CASES = json.loads(GOLDEN.read_text())
+KNOWN = evaluators(Plugins())
 
 
 def gfshadow(*arguments, code=0):
@@ -126,3 +130,17 @@ def test_a_file_that_is_no_list_of_cases_is_one_line(tmp_path, text, message):
 )
 def test_what_differs_is_seen(value, expected):
     assert deviations(value, expected, 1e-9, 0.0)
+
+
+BAD = [math.nan, math.inf, None, "x", [], {}, [[]], True, 10**400, [1, "a"]]
+
+
+@pytest.mark.parametrize("result", sorted({case["result"] for case in CASES}))
+def test_whatever_an_input_is_the_answer_is_a_value_or_a_message(result):
+    case = next(case for case in CASES if case["result"] == result)
+    for key in case["inputs"]:
+        for bad in BAD:
+            made = answer({**case, "inputs": {**case["inputs"], key: bad}}, KNOWN)
+            json.dumps(made, allow_nan=False)
+            if made["value"] is None:
+                assert " must be " in made["status"], (key, bad)

@@ -10,6 +10,7 @@ from typing import Any
 from torch_gfshadow.bounds.base import Assumption
 from torch_gfshadow.errors import AssumptionError, must
 
+_DEEPEST = 10**9  # beyond, the formulas' own powers of n leave the range of a float
 GIVEN, SAMPLED = "given", "sampled"
 ROUNDING = 1e-12
 """Relative excess over a limit that counts as rounding of the limit itself."""
@@ -27,8 +28,8 @@ def number(
         if isinstance(value, (bool, str, bytes)):  # float() would take them
             raise TypeError
         found = float(value)
-    except (TypeError, ValueError) as error:
-        raise AssumptionError(must(name, condition, repr(value), fix)) from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise AssumptionError(must(name, condition, repr(value)[:60], fix)) from error
     if not (math.isfinite(found) and holds(found)):
         raise AssumptionError(must(name, condition, repr(found), fix))
     return found
@@ -53,7 +54,8 @@ def depth(value: Any, at_least: int = 2) -> int:
     """Return the number n of weight matrices."""
     fix = "n counts weight matrices; below two layers the Hessian is that of the loss alone."
     condition = f"an integer of at least {at_least}"
-    return int(number("depth n", value, condition, lambda x: x >= at_least and x == int(x), fix))
+    found = number("depth n", value, condition, lambda x: at_least <= x <= _DEEPEST, fix)
+    return int(number("depth n", found, condition, lambda x: x == int(x), fix))
 
 
 def size(name: str, value: Any) -> int:
@@ -88,7 +90,7 @@ def pieces(breaks: Any, *curves: tuple[str, Any]) -> tuple[list[float], list[lis
     Raises:
         AssumptionError: If times decrease or are negative, or a length disagrees.
     """
-    times = [_time(f"breaks[{i}]", t) for i, t in enumerate(_listed("breaks", breaks))]
+    times = [_time(f"breaks[{i}]", t) for i, t in enumerate(listed("breaks", breaks))]
     for index, (begin, end) in enumerate(pairwise(times)):
         if end < begin:
             got = f"{begin} followed by {end} at index {index}"
@@ -101,12 +103,12 @@ def pieces(breaks: Any, *curves: tuple[str, Any]) -> tuple[list[float], list[lis
     kept = [i for i in range(n_pieces) if times[i + 1] > times[i]]
     values = []
     for name, curve in curves:
-        listed = [curve] * n_pieces if _is_number(curve) else _listed(name, curve)
-        if len(listed) != n_pieces:
+        items = [curve] * n_pieces if _is_number(curve) else listed(name, curve)
+        if len(items) != n_pieces:
             condition = f"one value per piece ({n_pieces} for {len(times)} breaks)"
             fix = "A piece lies between two neighbouring breaks."
-            raise AssumptionError(must(name, condition, f"{len(listed)} values", fix))
-        checked = [finite(f"{name}[{i}]", value) for i, value in enumerate(listed)]
+            raise AssumptionError(must(name, condition, f"{len(items)} values", fix))
+        checked = [finite(f"{name}[{i}]", value) for i, value in enumerate(items)]
         values.append([checked[i] for i in kept])
     return [times[kept[0]], *(times[i + 1] for i in kept)], values
 
@@ -132,7 +134,12 @@ def _time(name: str, value: Any) -> float:
     return not_negative(name, value, "Time starts at 0, where the two curves begin.")
 
 
-def _listed(name: str, value: Any) -> list[Any]:
+def listed(name: str, value: Any) -> list[Any]:
+    """Return a list of what should be numbers.
+
+    Raises:
+        AssumptionError: If it is no list.
+    """
     if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__len__"):
         fix = f"Write {name}=[...]."
         raise AssumptionError(must(name, "a list of numbers", repr(value), fix))

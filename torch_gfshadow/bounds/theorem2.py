@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from torch_gfshadow.bounds._phi import exp, log, log_add, log_integral
-from torch_gfshadow.bounds._scalars import GIVEN, constants, vouched
+from torch_gfshadow.bounds._scalars import GIVEN, constants, listed, vouched
+from torch_gfshadow.bounds._scalars import finite as numeric
 from torch_gfshadow.bounds.base import Evaluation, finite
 from torch_gfshadow.errors import must
 
@@ -102,7 +103,11 @@ def evaluate(
     Returns:
         ``log_R`` at every break (``None`` for the logarithm of 0), and ``R`` unless one overflows.
     """
-    curve = theorem2(breaks, m, delta, R0)
+    times, rates, defects = (
+        [numeric(f"{name}[{i}]", item) for i, item in enumerate(listed(name, given))]
+        for name, given in (("breaks", breaks), ("m", m), ("delta", delta))
+    )
+    curve = theorem2(times, rates, defects, numeric("R0", R0))
     value: dict[str, object] = {"log_R": [r if r > -math.inf else None for r in curve.log_R]}
     if all(math.isfinite(r) for r in curve.R):
         value["R"] = list(curve.R)

@@ -66,10 +66,12 @@ def answer(case: Any, known: Mapping[str, Evaluator]) -> dict[str, Any]:
         evaluate = known[resolve(result, known)]
         _check_names(evaluate, inputs)
         found = evaluate(**inputs)
-    except (GFShadowError, ValueError, TypeError) as error:
+    except (GFShadowError, ValueError) as error:
         return {**made, "status": str(error)}
-    except Exception as error:  # of a plugin's result: the other cases still have their answers
-        return {**made, "status": f"failed: {type(error).__name__}: {error}"}
+    except Exception as error:  # whatever it is, the other cases still have their answers
+        fix = f"See `gfshadow bound show {made['result']}`."
+        got = f"ones it cannot use ({type(error).__name__}: {error})"
+        return {**made, "status": must("inputs", "those of the result", got, fix)}
     value = to_json(found.value)
     return {**made, "value": value, "certified": found.certified, "status": found.status}
 
