@@ -9,6 +9,7 @@ from cases import (
     F64,
     Point,
     beside,
+    cross_entropy,
     exact_quadratic,
     network,
     objective_of,
@@ -21,6 +22,7 @@ from cases import (
 )
 from torch import nn
 
+from torch_gfshadow.experiments.data import mnist_digits
 from torch_gfshadow.solvers import Dopri5
 from torch_gfshadow.solvers.base import Node
 from torch_gfshadow.solvers.error_bar import BLOCK, SAFETY, ErrorBar
@@ -195,3 +197,49 @@ def test_a_tight_pair_reports_a_bar_that_is_tight_too():
     errors = run.errors(exact_quadratic(matrix, theta, run.times))
     assert max(errors) < 1e-6
     assert max(run.bars) < 1e-6
+
+
+def digits(n=80):
+    """Real digits, 7 by 7 pixels."""
+    drawn = mnist_digits(n, download=False)
+    pictures = nn.functional.avg_pool2d(drawn.images.reshape(n, 1, 28, 28).to(F64), 4)
+    return pictures, drawn.labels
+
+
+def kinked_network(kind, seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "dense":
+            layers = [nn.Flatten(), nn.Linear(49, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU()]
+            return nn.Sequential(*layers, nn.Linear(24, 10)).to(F64)
+        layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+        return nn.Sequential(*layers, nn.Linear(36, 16), nn.LeakyReLU(), nn.Linear(16, 10)).to(F64)
+
+
+def plain_heun(objective, theta, times, substeps=6):
+    """The flow at ``times``, on plain gradients: it knows nothing of averaged slopes."""
+    out, h = [], times[0] / substeps
+    for _ in range(len(times) * substeps):
+        slope = objective.loss_and_grad(theta, "setup")[1]
+        ahead = objective.loss_and_grad(theta - h * slope, "setup")[1]
+        theta = theta - 0.5 * h * (slope + ahead)
+        out.append(theta)
+    return out[substeps - 1 :: substeps]
+
+
+@pytest.mark.parametrize("kind", ["dense", "pooled"])
+def test_across_kinks_on_real_digits_the_bar_holds_and_the_cost_is_kept(kind):
+    covered, ratios, costs = [], [], []
+    for seed in range(2):
+        objective = objective_of(kinked_network(kind, seed), cross_entropy, digits())
+        theta = objective.layout.current(F64)
+        run = beside(objective, 0.02, 80)
+        assert run.flow.rough
+        costs.append(run.flow._evals / 80)
+        errors = run.errors(plain_heun(objective, theta, run.times))
+        pairs = list(zip(run.bars, errors, strict=True))[5:]
+        covered += [bar >= error for bar, error in pairs]
+        ratios += [bar / error for bar, error in pairs]
+    assert sum(covered) / len(covered) >= 0.95
+    assert statistics.median(ratios) <= 10.0
+    assert max(costs) < 0.4 + 250 / 80 + 0.4  # the pace allows a free start

@@ -33,7 +33,7 @@ _KINK_LONGEST = 10.0
 _BLOW_UP = 1e8
 # attributes that are numbers or strings, saved as they are
 _PLAIN = ["detail", "_step_size", "_curvature", "_origin", "_first_norm", "_scale"]
-_PLAIN += ["_evals", "_steps_of_run"]
+_PLAIN += ["_evals", "_steps_of_run", "_now"]
 
 
 class _Pace(NamedTuple):
@@ -53,8 +53,8 @@ class _Pace(NamedTuple):
 
 
 _KINK_START = 30
-_KINK_DEFAULT = _Pace(free=350, per_step=0.28)
-_KINK_ASKED = _Pace(free=500, per_step=1.0)
+_KINK_DEFAULT = _Pace(free=250, per_step=0.4)
+_KINK_ASKED = _Pace(free=350, per_step=1.2)
 
 
 class FlowField:
@@ -126,7 +126,7 @@ class ShadowFlow:
         self._losses = (self._loss_at(time),) * 2
         self._step_size = step_size if step_size > 0.0 else 1.0
         self._curvature = math.inf
-        self._origin = time
+        self._origin = self._now = time
         self._first_norm = float(torch.linalg.vector_norm(start))
         self._scale = self._local_scale(node)
         self._stepper: Stepper = config.start(self._field, node, 0.1 * self._step_size)
@@ -233,8 +233,9 @@ class ShadowFlow:
             lambda_max: Largest Hessian eigenvalue last seen by a probe, if any.
         """
         # records may be sparse; under a schedule that lowers η there are more steps than this
-        ahead = round((time - self._origin) / self._step_size)
-        self._steps_of_run = max(self._steps_of_run + 1, ahead)
+        if time > self._now:
+            ahead = round((time - self._origin) / self._step_size)
+            self._steps_of_run, self._now = max(self._steps_of_run + 1, ahead), time
         limit = self._limit()
         while self.alive and self._stepper.right.time < time:
             self._step(time, lambda_max)

@@ -38,8 +38,6 @@ from torch_gfshadow.solvers.base import (
     save_plain,
 )
 
-SAFETY = 1.2
-"""The error bar over the distance of the two solutions."""
 _GAIN = 0.3
 _GROW, _SHRINK = 1.2, 0.8
 _NEGLIGIBLE = 0.03
@@ -125,14 +123,14 @@ class AdamsStepper:
 
     @property
     def error(self) -> float:
-        """Error bar: ``SAFETY`` times the distance of the two solutions, in the units of θ."""
-        return SAFETY * math.hypot(self._gap, self._increment)
+        """Error bar: the distance of the two solutions, in the units of θ."""
+        return math.hypot(self._gap, self._increment)
 
     def inherit(self, error: Tensor) -> None:
         """Take over the error of the solution so far: the companion starts that far away."""
         node = self._coarse.node
-        self._coarse.node = Node(node.time, node.state - error / SAFETY, node.field)
-        self._gap = float(torch.linalg.vector_norm(error)) / SAFETY
+        self._coarse.node = Node(node.time, node.state - error, node.field)
+        self._gap = float(torch.linalg.vector_norm(error))
 
     def step(self, tolerance: float, shortest: float = 0.0, longest: float = float("inf")) -> bool:
         """Take one step; after two, lengthen or shorten the next.
@@ -201,7 +199,7 @@ class AdamsStepper:
     def _resize(self, h: float, tolerance: float, shortest: float, longest: float) -> None:
         self._done = 0.0
         wanted = h * (tolerance / max(self.error, 1e-300)) ** _GAIN
-        if wanted < h and SAFETY * self._increment <= _NEGLIGIBLE * tolerance:
+        if wanted < h and self._increment <= _NEGLIGIBLE * tolerance:
             wanted = h  # the error is of old; shorter steps would not lessen it
         wanted = max(min(wanted, longest), shortest)
         self.next_step = min(max(wanted, h * _SHRINK), h * _GROW)

@@ -1,0 +1,193 @@
+"""What a shadow across kinks costs, and whether its error bar holds.
+
+Networks with ReLU and max-pool on real digits, each followed by gradient descent with a shadow
+beside it and by a reference: Heun's method in float64 with an eighth of the step, on plain
+gradients, which knows nothing of averaged slopes. One row per network, seed and resolution.
+
+    python benchmarks/kinks.py --steps 1500 --seeds 0 1 2 --cache /tmp/kinks
+
+The references take 16 gradients per step and are kept in the cache directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import torch_gfshadow as gfs
+from torch_gfshadow._tree import Layout
+from torch_gfshadow.experiments.data import Digits, mnist_digits
+from torch_gfshadow.experiments.networks import cross_entropy, fully_connected
+from torch_gfshadow.ledger import Ledger
+from torch_gfshadow.objective import Objective
+
+N_RECORDS = 30
+REFINEMENT = 8
+
+
+class Case(NamedTuple):
+    """A network, its data and its step size."""
+
+    make: Callable[[int, torch.dtype], nn.Module]
+    data: Callable[[Digits, torch.dtype], tuple[Tensor, Tensor]]
+    step_size: float
+
+
+def full(digits: Digits, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The paper's batch: 1,000 digits of 784 pixels."""
+    return digits.images.to(dtype), digits.labels
+
+
+def reduced(digits: Digits, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """200 digits of 7 x 7 pixels."""
+    images, labels = pictures(digits, dtype)
+    return nn.functional.avg_pool2d(images, 2).flatten(1), labels
+
+
+def pictures(digits: Digits, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """200 digits as pictures of 14 x 14 pixels."""
+    images = digits.images[:200].reshape(-1, 1, 28, 28).to(dtype)
+    return nn.functional.avg_pool2d(images, 2), digits.labels[:200]
+
+
+def convolutional(seed: int, dtype: torch.dtype) -> nn.Module:
+    """Two convolutions with ReLU and max-pool, one linear layer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 12, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(12 * 9, 10),
+        ).to(dtype)
+
+
+CASES = {
+    "paper": Case(lambda seed, dtype: fully_connected("relu", seed=seed, dtype=dtype), full, 1e-3),
+    "small": Case(
+        lambda seed, dtype: fully_connected("relu", (49, 30, 30, 10), seed, dtype), reduced, 2.5e-3
+    ),
+    "conv": Case(convolutional, pictures, 1e-2),
+}
+
+
+class Row(NamedTuple):
+    """What one run showed. ``cover`` is the share of records whose error lies under the bar."""
+
+    name: str
+    seed: int
+    resolution: float | None
+    gradients: float
+    forwards: float
+    cover: float
+    ratio: float
+    bar: float
+    error: float
+
+
+def flow_of(case: Case, seed: int, digits: Digits) -> Objective:
+    """The objective in float64."""
+    model = case.make(seed, torch.float64)
+    names, params = zip(*model.named_parameters(), strict=True)
+    data = case.data(digits, torch.float64)
+    return Objective(model, cross_entropy, data, Layout(names, params), Ledger())
+
+
+def reference(objective: Objective, step_size: float, steps: int) -> list[Tensor]:
+    """The flow at ``N_RECORDS`` times, by Heun's method with η/8."""
+    theta, h, out = objective.layout.current(torch.float64), step_size / REFINEMENT, []
+    for n in range(1, steps * REFINEMENT + 1):
+        slope = objective.loss_and_grad(theta, "setup")[1]
+        ahead = objective.loss_and_grad(theta - h * slope, "setup")[1]
+        theta = theta - 0.5 * h * (slope + ahead)
+        if n % (REFINEMENT * (steps // N_RECORDS)) == 0:
+            out.append(theta)
+    return out
+
+
+def run(
+    name: str, seed: int, steps: int, resolution: float | None, exact: list[Tensor], digits: Digits
+) -> Row:
+    """Train by gradient descent with the shadow beside it; compare the two with the flow."""
+    case = CASES[name]
+    model = case.make(seed, torch.float32)
+    data = case.data(digits, torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=case.step_size)
+    period, bars, errors = steps // N_RECORDS, [], []
+    with gfs.attach(
+        optimizer,
+        model,
+        cross_entropy,
+        data=data,
+        every=min(10, period),
+        probe_every=max(1, steps // 30),
+        resolution=resolution,
+        on_error="raise",
+    ) as shadow:
+        for step in range(1, steps + 1):
+            optimizer.zero_grad()
+            cross_entropy(model, data).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if step % period == 0:
+                bars.append(shadow.records[-1].solver_error or 0.0)
+                theta = torch.cat([part.flatten() for part in (shadow.theta() or {}).values()])
+                errors.append(float((theta - exact[len(bars) - 1]).norm()))
+        counts = shadow.summary()["by_purpose"]
+        discrepancy = shadow.records[-1].discrepancy or float("nan")
+    grads = counts["grads"]
+    return Row(
+        name,
+        seed,
+        resolution,
+        (sum(grads.values()) - grads.get("probes", 0)) / steps,
+        sum(counts["losses"].values()) / steps,
+        sum(b >= e for b, e in zip(bars, errors, strict=True)) / len(bars),
+        statistics.median(b / e for b, e in zip(bars, errors, strict=True)),
+        bars[-1] / discrepancy,
+        errors[-1] / discrepancy,
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1500, help="a multiple of 30")
+    parser.add_argument("--resolutions", nargs="+", type=float, default=[0.5, 0.1])
+    parser.add_argument("--cache", type=Path, default=Path(".benchmarks"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    digits = mnist_digits(1000, download=False)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    print(f"{digits.source}; {options.steps} steps, every figure per step, probes left out")
+    print("network seed asked  gradients forwards  cover bar/true  bar/disc. true/disc.")
+    for name in options.cases:
+        for seed in options.seeds:
+            path = options.cache / f"{name}-{seed}-{options.steps}.pt"
+            if not path.exists():
+                objective = flow_of(CASES[name], seed, digits)
+                torch.save(reference(objective, CASES[name].step_size, options.steps), path)
+            exact = torch.load(path)
+            for resolution in (None, *options.resolutions):
+                row = run(name, seed, options.steps, resolution, exact, digits)
+                asked = "default" if row.resolution is None else f"{row.resolution:g}"
+                print(
+                    f"{name:8s} {seed:3d} {asked:7s} {row.gradients:8.2f} {row.forwards:8.2f}"
+                    f" {row.cover:7.0%} {row.ratio:8.1f} {row.bar:9.0%} {row.error:9.0%}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
