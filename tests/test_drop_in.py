@@ -79,8 +79,10 @@ def test_every_optimizer_trains_bit_identically(name, form):
     assert shadow.records[0].lambda_max is not None
     assert shadow.errors == []
     first, last = shadow.records[0], shadow.records[-1]
-    if name == "SGD":
-        assert (last.mode, last.flow) == ("reference", "gradient_flow")
+    flows = {"SGD": "gradient_flow", "RMSprop": "rmsprop_flow"}
+    flows |= {"Adam": "adam_flow", "AdamW": "adam_flow"}
+    if name in flows:
+        assert (last.mode, last.flow) == ("reference", flows[name])
         assert last.discrepancy > 0
     else:
         assert (last.mode, last.flow) == ("passive", "none")

@@ -112,15 +112,18 @@ def test_a_group_without_parameters_has_no_clock():
     assert GradientFlow().step_size(optimizer.param_groups) == 0.2
 
 
-def test_gradient_flow_is_the_limit_of_plain_sgd_and_of_nothing_else():
+def test_which_optimizer_has_which_flow():
     theta = list(Point([1.0]).parameters())
     assert gfshadow_flow_for(SGD(theta, lr=0.1), {}) == "gradient_flow"
     assert gfshadow_flow_for(SGD(theta, lr=0.1, weight_decay=0.1), {}) == "gradient_flow"
-    assert gfshadow_flow_for(SGD(theta, lr=0.1, momentum=0.9), {}) is None
-    assert gfshadow_flow_for(torch.optim.Adam(theta), {}) is None
-    assert gfshadow_flow_for(torch.optim.AdamW(theta), {}) is None
+    assert gfshadow_flow_for(SGD(theta, lr=0.1, momentum=0.9), {}) == "momentum_flow"
+    assert gfshadow_flow_for(torch.optim.Adam(theta), {}) == "adam_flow"
+    assert gfshadow_flow_for(torch.optim.AdamW(theta), {}) == "adam_flow"
+    assert gfshadow_flow_for(torch.optim.RMSprop(theta), {}) == "rmsprop_flow"
+    assert gfshadow_flow_for(torch.optim.NAdam(theta), {}) is None
 
 
-def test_the_registered_flow_builds_what_its_name_says():
-    (spec,) = gfshadow_flows()
-    assert spec.name == spec.factory().name == "gradient_flow"
+def test_every_registered_flow_builds_what_its_name_says():
+    for spec in gfshadow_flows():
+        assert spec.name == spec.factory().name
+        assert spec.source

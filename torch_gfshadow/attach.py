@@ -171,8 +171,7 @@ def attach(
     chosen, why = choose_flow(registry, inner, flow, config) if follows else (None, "")
     watched = Watched(inner, layout)
     if chosen is not None:
-        chosen.configure(inner.param_groups, layout)
-        check_clock(chosen, inner)
+        check_clock(chosen, inner, layout)
     target = None
     if follows and model is not None and objective is not None and data is not None:
         with torch.inference_mode(False), torch.no_grad(), ledger.timing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
@@ -108,7 +109,8 @@ class Follower:
                 "optimizer must step the parameters it was attached with, got others. "
                 "Add, freeze and unfreeze parameters before attach(), or attach anew."
             )
-        if flow.configure(groups, self._parts.watched.layout):
+        layout = self._parts.watched.layout
+        if copy.copy(flow).configure(groups, layout):
             self._reconfigured()
         self.step_size = flow.step_size(groups)
 
@@ -118,11 +120,20 @@ class Follower:
         if parts.flow is None or parts.objective is None:
             return
         parts.flow.configure(parts.watched.groups, parts.watched.layout)
-        self.shadow = ShadowFlow(
+        watched = parts.watched
+        self.shadow = self._shadow_at(
+            lifted(parts.flow, theta, known[1], watched.state, watched.layout), known
+        )
+
+    def _shadow_at(self, state: Tensor, known: tuple[float, Tensor]) -> ShadowFlow:
+        parts = self._parts
+        assert parts.flow is not None
+        assert parts.objective is not None
+        return ShadowFlow(
             parts.objective,
             parts.flow,
             parts.solver,
-            lifted(parts.flow, theta, known[1], parts.watched.state, parts.watched.layout),
+            state,
             known,
             time=self._clock.time,
             step_size=self.step_size,
@@ -130,10 +141,21 @@ class Follower:
         )
 
     def _reconfigured(self) -> None:
-        """Go on with a field that changed: the solver has run ahead with the old one."""
-        if self.shadow is not None:
-            self.resync()
-            self.note(Status.EXTERNAL_EDIT, "relative rates, weight_decay or maximize changed")
+        """Follow the old field to this moment, and the new one from the same state on."""
+        parts, shadow, now = self._parts, self.shadow, self._clock.time
+        flow, objective, layout = parts.flow, parts.objective, parts.watched.layout
+        assert flow is not None
+        before = copy.copy(flow)
+        reached = shadow is not None and shadow.alive and shadow.advance(now)
+        flow.configure(parts.watched.groups, layout)
+        if not reached or shadow is None or objective is None:
+            return
+        state = shadow.state(now)
+        turned = getattr(flow, "turned", None)
+        state = turned(state, before) if callable(turned) else state
+        known = objective.loss_and_grad(position(flow, state), "flow")
+        self.shadow = self._shadow_at(state, known)
+        self.shadow.inherit(shadow)
 
     def stop(self) -> None:
         """Follow nothing until started again."""

@@ -8,6 +8,7 @@ of sampling is in both. In mode ``local`` the shadow starts at the iterate anew 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -180,7 +181,14 @@ class Minibatch(Follower):
             self.shadow.load_state_dict(saved["shadow"])
 
     def _reconfigured(self) -> None:
-        """Nothing: every step has a field of its own."""
+        """Take the new field: every step has one of its own."""
+        flow, shadow = self._parts.flow, self.shadow
+        assert flow is not None
+        before = copy.copy(flow)
+        flow.configure(self._parts.watched.groups, self._parts.watched.layout)
+        turned = getattr(flow, "turned", None)
+        if shadow is not None and callable(turned):
+            shadow.state = turned(shadow.state, before)
 
     def _factor(self) -> float:
         audit = self.audit

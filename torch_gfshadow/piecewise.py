@@ -116,6 +116,10 @@ class PiecewiseFlow:
         """The whole state at the end of the last piece: θ̃, and a flow's memory behind it."""
         return self._state
 
+    @state.setter
+    def state(self, state: Tensor) -> None:
+        self._state = state
+
     @property
     def loss(self) -> float | None:
         """Loss of the last piece's objective at :attr:`theta`, as the solver came by it."""
@@ -124,7 +128,8 @@ class PiecewiseFlow:
     def observe(self, discrepancy: float) -> None:
         """Take in the discrepancy just measured: the scale that has to be resolved."""
         if math.isfinite(discrepancy) and discrepancy > 0.0:
-            self._scale = discrepancy
+            # below this, rounding of θ̃ itself is all there is to resolve
+            self._scale = max(discrepancy, 1e-12 * self._first_norm)
 
     def known_loss(self) -> None:
         """Nothing: the objective of the last piece is not kept."""
@@ -252,7 +257,7 @@ class PiecewiseFlow:
         """Return ½η·‖F(θ + ηF) − F(θ)‖, what Euler's first step gets wrong; one evaluation."""
         ahead = field(start + span * slope) - slope
         defect = 0.5 * span * _norm(ahead[: self._dim])
-        tiny = 1e-14 * max(self._first_norm, 1e-3)
+        tiny = 1e-12 * max(self._first_norm, 1e-3)
         return max(defect, tiny) if math.isfinite(defect) else tiny
 
     def state_dict(self) -> dict[str, Any]:

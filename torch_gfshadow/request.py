@@ -101,16 +101,18 @@ def choose_flow(
         name = registry.first("gfshadow_flow_for", optimizer=optimizer, config=config)
         if name is None:
             kind = type(optimizer).__name__
-            if any(g.get("momentum") for g in optimizer.param_groups):
-                kind += " with momentum"
+            options = ("momentum", "centered", "amsgrad", "maximize")
+            on = [o for o in options if any(g.get(o) for g in optimizer.param_groups)]
+            kind += f" with {' and '.join(on)}" if on else ""
             return None, f"No continuous limit is registered for {kind}"
         flow = name
     return registry.build("flows", flow), ""
 
 
-def check_clock(flow: Flow, optimizer: torch.optim.Optimizer) -> None:
+def check_clock(flow: Flow, optimizer: torch.optim.Optimizer, layout: Layout) -> None:
     """Refuse groups without a common clock, as a bad argument."""
     try:
+        flow.configure(optimizer.param_groups, layout)
         flow.step_size(optimizer.param_groups)
     except Exception as error:
         raise ValueError(str(error)) from error
@@ -137,7 +139,8 @@ def source_of(
     """Return what makes the objective of a first batch, counted and timed as setup."""
 
     def made(batch: Any) -> Objective:
-        return Objective(model, function, [batch], layout, ledger)
+        # as a callable: a list of tensors would itself be taken for a batch
+        return Objective(model, function, lambda: iter([batch]), layout, ledger)
 
     return made
 

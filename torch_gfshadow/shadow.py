@@ -261,6 +261,11 @@ class ShadowFlow:
         cubic = (1 + 2 * s) * (1 - s) ** 2 * f0 + s * s * (3 - 2 * s) * f1
         return cubic + h * s * (1 - s) * ((1 - s) * r0 - s * r1)
 
+    def inherit(self, before: ShadowFlow) -> None:
+        """Go on from where ``before`` stands: its error bar and its scale are taken over."""
+        self._scale = before._scale
+        self._bar.add_norm(before.error)
+
     def known_loss(self) -> tuple[Tensor, float]:
         """Return the newest node of the solver, shape ``[d]``, and f there."""
         return self._stepper.right.state, self._losses[1][1]
@@ -268,7 +273,8 @@ class ShadowFlow:
     def observe(self, discrepancy: float) -> None:
         """Take in the discrepancy just measured: the scale that has to be resolved."""
         if math.isfinite(discrepancy) and discrepancy > 0.0:
-            self._scale = discrepancy
+            # below this, rounding of θ̃ itself is all there is to resolve
+            self._scale = max(discrepancy, 1e-12 * self._first_norm)
 
     def _step(self, time: float, lambda_max: float | None) -> None:
         stepper = self._stepper

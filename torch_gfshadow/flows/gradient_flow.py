@@ -33,7 +33,7 @@ class GradientFlow:
         """Read decay, ``maximize`` and relative rate of every group; say whether they changed."""
         decays = tuple(float(g.get("weight_decay", 0.0)) for g in groups)
         signs = tuple(1.0 if g.get("maximize", False) else -1.0 for g in groups)
-        ratios = rate_ratios(groups)
+        ratios = ratios_of(self.rates(groups))
         if (decays, signs, ratios) == (self._decays, self._signs, self._ratios):
             return False
         self._decays, self._signs, self._ratios = decays, signs, ratios
@@ -52,19 +52,18 @@ class GradientFlow:
         return out
 
     def step_size(self, groups: ParamGroups) -> float:
-        """Return the largest learning rate."""
-        return largest_rate(groups)
+        """Return the largest rate."""
+        return max(self.rates(groups), default=0.0)
+
+    def rates(self, groups: ParamGroups) -> tuple[float, ...]:
+        """Return the flow time that one step takes in every group."""
+        return tuple(float(g.get("lr", 0.0)) if g["params"] else 0.0 for g in groups)
 
 
-def largest_rate(groups: ParamGroups) -> float:
-    """Return the largest learning rate among the groups: the clock's."""
-    return max((float(g.get("lr", 0.0)) for g in groups if g["params"]), default=0.0)
-
-
-def rate_ratios(groups: ParamGroups) -> tuple[float, ...]:
-    """Return every group's rate over the largest one; 1 where all of them are 0."""
-    largest = largest_rate(groups)
-    return tuple(float(g["lr"]) / largest if largest > 0.0 else 1.0 for g in groups)
+def ratios_of(rates: tuple[float, ...]) -> tuple[float, ...]:
+    """Return every rate over the largest one; 1 where all of them are 0."""
+    top = max(rates, default=0.0)
+    return tuple(rate / top if top > 0.0 else 1.0 for rate in rates)
 
 
 def per_parameter(values: tuple[float, ...], groups: ParamGroups, layout: Layout) -> Tensor | float:

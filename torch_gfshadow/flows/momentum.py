@@ -1,0 +1,118 @@
+"""Limits of SGD with momentum: the rescaled gradient flow, and the second-order system."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_gfshadow._tree import Layout
+from torch_gfshadow.errors import FlowError
+from torch_gfshadow.flows.base import OptimizerState, ParamGroups
+from torch_gfshadow.flows.gradient_flow import GradientFlow
+
+
+class MomentumFlow(GradientFlow):
+    """Gradient flow at the pace of momentum: η = lr·(1 − dampening)/(1 − μ) per step.
+
+    The limit lr → 0 at fixed μ, for heavy-ball and Nesterov momentum alike, accurate to O(lr). It
+    lacks the start, where the velocity has yet to build up, and every oscillation.
+
+    Source: Kovachki & Stuart, "Continuous Time Analysis of Momentum Methods", JMLR 22 (2021), §2.
+    """
+
+    name = "momentum_flow"
+
+    def rates(self, groups: ParamGroups) -> tuple[float, ...]:
+        """Return lr·(1 − dampening)/(1 − μ) of every group."""
+        plain = super().rates(groups)
+        return tuple(
+            rate * (1.0 - float(g.get("dampening", 0.0))) / (1.0 - _momentum(g))
+            if g.get("momentum")
+            else rate
+            for rate, g in zip(plain, groups, strict=True)
+        )
+
+
+class HeavyBall:
+    """The second-order system m·θ'' + (1 − μ)·θ' (+ lr·μ·∇²f·θ') = −∇f, with m = lr·(1 + μ)/2.
+
+    Primes are derivatives by Σ lr; the clock, as that of :class:`MomentumFlow`, is
+    t = Σ lr/(1 − μ). Accurate to O(lr²) at fixed μ once the velocity has built up, and to O(lr)
+    while it does. The Hessian term is Nesterov's; it is
+    integrated without a Hessian, as p = m·(θ' + a·∇f), a = 2μ/(1 + μ), whose rate of change is
+    −∇f − (1 − μ)·θ'. The state is (θ, p), both in the units of θ: two copies of the parameters.
+
+    Source: Kovachki & Stuart 2021, §3 (heavy ball); Shi, Du, Jordan & Su, "Understanding the
+    acceleration phenomenon via high-resolution differential equations", Math. Prog. 195 (2022), for
+    the Hessian term of Nesterov's method.
+    """
+
+    name = "heavy_ball"
+
+    def __init__(self) -> None:
+        self._gradient = GradientFlow()
+        self._rate, self._mu, self._nesterov = 0.0, 0.0, False
+
+    def configure(self, groups: ParamGroups, layout: Layout) -> bool:
+        """Read rate, momentum and decay; say whether the system changed."""
+        before = self._rate, self._mu, self._nesterov
+        used = [g for g in groups if g["params"]]
+        kinds = {(float(g["lr"]), _momentum(g), bool(g.get("nesterov"))) for g in used}
+        if len(kinds) != 1 or any(g.get("dampening") for g in used):
+            raise FlowError(
+                "param_groups must be of one lr, one momentum and no dampening for the flow "
+                f"'heavy_ball', got (lr, momentum, nesterov) = {sorted(kinds)}. "
+                "Use flow='momentum_flow'."
+            )
+        rate, self._mu, self._nesterov = kinds.pop()
+        self._rate = rate if rate > 0.0 else self._rate  # a last step of size 0 moves nothing
+        changed = self._gradient.configure(groups, layout)
+        return changed or before != (self._rate, self._mu, self._nesterov)
+
+    def step_size(self, groups: ParamGroups) -> float:
+        """Return lr/(1 − μ)."""
+        return max(float(g["lr"]) / (1.0 - _momentum(g)) for g in groups if g["params"])
+
+    def field(self, theta: Tensor, grad: Tensor) -> Tensor:
+        """Return (θ', p') by t, for a state (θ, p)."""
+        place, p = theta.chunk(2)
+        down = self._gradient.field(place, grad)  # −∇f − wd·θ
+        velocity = p / self._mass + self._share * down
+        return torch.cat([velocity, down - (1.0 - self._mu) * velocity]) * (1.0 - self._mu)
+
+    def lift(self, theta: Tensor, grad: Tensor, state: OptimizerState, layout: Layout) -> Tensor:
+        """Return (θ, p) with the velocity of the momentum buffers; see the class."""
+        mu, down = self._mu, self._gradient.field(theta, grad)
+        held = layout.flatten([state.get(p, {}).get("momentum_buffer") for p in layout.params])
+        held = held.to(theta)
+        # chosen so that the build-up of the velocity ends where the iterates' does, to O(lr²);
+        # the fast mode itself decays by μ a step in one and by e^{−2(1−μ)/(1+μ)} in the other
+        if self._nesterov:
+            velocity = ((1.0 + 2.0 * mu) * down - 2.0 * mu**2 * held) / (1.0 + mu)
+        else:
+            velocity = (down - 2.0 * mu * held) / (1.0 + mu)
+        return torch.cat([theta, self._mass * (velocity - self._share * down)])
+
+    def position(self, state: Tensor) -> Tensor:
+        """Return θ of (θ, p)."""
+        return state.chunk(2)[0]
+
+    def turned(self, state: Tensor, before: HeavyBall) -> Tensor:
+        """Return the state after lr changed: the velocity goes on, the mass does not."""
+        place, p = state.chunk(2)
+        return torch.cat([place, p * (self._mass / before._mass)])
+
+    @property
+    def _mass(self) -> float:
+        return max(self._rate, 1e-300) * (1.0 + self._mu) / 2.0
+
+    @property
+    def _share(self) -> float:
+        return 2.0 * self._mu / (1.0 + self._mu) if self._nesterov else 0.0
+
+
+def _momentum(group: object) -> float:
+    mu = float(group.get("momentum", 0.0))  # type: ignore[attr-defined]
+    if not 0.0 <= mu < 1.0:
+        raise FlowError(f"momentum must be below 1 for a continuous limit, got {mu}. Use 0.9, say.")
+    return mu
