@@ -1,6 +1,7 @@
 """The studies of the theorems: their quick versions run, and say what the documentation says."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -81,6 +82,21 @@ def test_worst_case(tmp_path):
         assert 10 < row["needed_over_equation7"] < 30
     assert ridge[-1]["printed"] > 10 * ridge[-1]["needed"]
     assert all(row["printed_deviation"] > 1 > row["corrected_deviation"] for row in pendulum)
+
+
+def test_tightness(tmp_path):
+    found = run_study("tightness", tmp_path)
+    points, balls = (table["rows"] for table in found["tables"])
+    assert len(points) == 6
+    for row in points:
+        order = ["N", "C_blocks", "C_norms", "spectral", "eq13"]
+        values = [row[key] for key in order]
+        assert values == pytest.approx(sorted(values))
+        assert values[0] >= 1
+        assert 1 <= row["smoothness"] < 3
+    assert points[2]["eq13"] > 5 * points[2]["C_blocks"]
+    for smaller, larger in pairwise(balls):
+        assert all(1 <= smaller[key] < larger[key] for key in ("B", "beta", "slope", "gamma"))
 
 
 def test_within_the_radius_the_loss_is_within_its_accuracy():

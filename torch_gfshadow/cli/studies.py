@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from torch_gfshadow.cli._options import COUNT, NUMBER
-from torch_gfshadow.experiments import certificates, convergence, worst_case
+from torch_gfshadow.experiments import certificates, convergence, tightness, worst_case
 from torch_gfshadow.experiments.data import mnist_digits
 from torch_gfshadow.experiments.study import Number, Study, Table
 from torch_gfshadow.plotting import require_matplotlib
@@ -95,6 +95,17 @@ def worst_case_command(eps: float, seed: int, out: Path, as_json: bool, quick: b
     show(worst_case.run(eps=eps, quick=quick), out, as_json)
 
 
+@click.command("tightness")
+@study_options
+def tightness_command(seed: int, out: Path, as_json: bool, quick: bool) -> None:
+    """How tight the bounds on deep linear networks are, over random networks (seconds).
+
+    Writes tightness.json and tightness.png into --out.
+    """
+    require_matplotlib()
+    show(tightness.run(seed=seed, quick=quick), out, as_json)
+
+
 def show(study: Study, out: Path, as_json: bool) -> None:
     """Save a study and print it: tables and findings, or JSON on stdout."""
     files = {kind: str(path) for kind, path in study.save(out).items()}
@@ -133,5 +144,5 @@ def _cell(value: Number) -> str:
     return str(value)
 
 
-STUDIES = (certificates_command, convergence_command, worst_case_command)
+STUDIES = (certificates_command, convergence_command, tightness_command, worst_case_command)
 """Commands of the group ``reproduce``."""
