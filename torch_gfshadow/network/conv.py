@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -81,10 +82,11 @@ class Conv:
         ones = torch.ones(1, 1, *self.size, dtype=torch.float64)
         reached = self.unfold_input(ones, 1)[0]
         out_size = self.out_size()
-        hit = self.unfold_signal(torch.ones(1, 1, *out_size, dtype=torch.float64), 1)[0]
+        hits = self.unfold_signal(torch.ones(1, 1, *out_size, dtype=torch.float64), 1)
+        hit = max((float(h[0].sum(0).max()) for h in hits if h.numel()), default=0.0)
         multiplicity = int(reached.sum(1).max())
         row = self.kernel[1] * float(reached.sum(0).max())
-        column = self.kernel[0] // self.groups * float(hit.sum(0).max())
+        column = self.kernel[0] // self.groups * hit
         return multiplicity, min(float(multiplicity), row, column)
 
     def out_size(self) -> tuple[int, ...]:
@@ -98,26 +100,58 @@ class Conv:
 
     def unfold_input(self, z: Tensor, channels: int) -> Tensor:
         """Return the patches of z, ``[S, channels · K, out positions]``."""
-        taps = self._taps(z)
         flat = [edge for pair in reversed(self.pads) for edge in pair]
-        padded = F.pad(z.reshape(-1, 1, *self.size), flat)
-        conv = (F.conv1d, F.conv2d, F.conv3d)[self.n_dims - 1]
-        patches = conv(padded, taps, stride=self.stride, dilation=self.dilation)
-        return patches.reshape(len(z), channels * len(taps), -1)
+        padded = F.pad(z.reshape(len(z), channels, *self.size), flat)
+        out = self.out_size()
+        patches = z.new_empty(len(z), channels, len(self._taps()), *out)
+        for index, tap in enumerate(self._taps()):
+            window = tuple(
+                slice(k * d, k * d + (n - 1) * s + 1, s)
+                for k, d, n, s in zip(tap, self.dilation, out, self.stride, strict=True)
+            )
+            patches[:, :, index] = padded[(slice(None), slice(None), *window)]
+        return patches.flatten(1, 2).flatten(2)
 
-    def unfold_signal(self, p: Tensor, channels: int) -> Tensor:
-        """Return, per input position, the p that each tap reaches: ``[S, channels · K, in]``."""
-        taps = self._taps(p).transpose(0, 1)
-        conv: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.n_dims - 1]
-        full = conv(
-            p.reshape(-1, 1, *self.out_size()), taps, stride=self.stride, dilation=self.dilation
-        )
-        edges: list[int] = []  # cut the padding off; add what no window reached
-        for n, (left, _), reached in reversed(
-            list(zip(self.size, self.pads, full.shape[2:], strict=True))
-        ):
-            edges += [-left, n + left - reached]
-        return F.pad(full, edges).reshape(len(p), channels * taps.shape[1], -1)
+    def unfold_signal(self, p: Tensor, channels: int) -> list[Tensor]:
+        """Return, per input position, the p that each tap reaches: ``[S, channels · K_r, …]``.
+
+        A tap k reaches the padded positions k·dilation + stride·o, all of one residue r modulo
+        the stride; so positions and taps fall into classes that never meet, one block each.
+        """
+        p = p.reshape(len(p), channels, *self.out_size())
+        blocks = []
+        for residue in product(*(range(s) for s in self.stride)):
+            taps = [
+                tap
+                for tap in self._taps()
+                if all(
+                    k * d % s == r
+                    for k, d, s, r in zip(tap, self.dilation, self.stride, residue, strict=True)
+                )
+            ]
+            if taps:
+                blocks.append(self._class(p, residue, taps))
+        return blocks
+
+    def _class(self, p: Tensor, residue: Sequence[int], taps: Sequence[Sequence[int]]) -> Tensor:
+        """Return the block of one residue, cut to positions inside the unpadded input."""
+        out = p.shape[2:]
+        rows: list[int] = []
+        inside: list[slice] = []
+        for axis, r in enumerate(residue):
+            n, (left, right), s = self.size[axis], self.pads[axis], self.stride[axis]
+            rows.append(max((n + left + right - 1 - r) // s + 1, 0))
+            inside.append(slice(max(-((r - left) // s), 0), (left + n - 1 - r) // s + 1))
+        block = p.new_zeros(*p.shape[:2], len(taps), *rows)
+        for index, tap in enumerate(taps):
+            shifts = [
+                (k * d - r) // s
+                for k, d, s, r in zip(tap, self.dilation, self.stride, residue, strict=True)
+            ]
+            window = tuple(slice(q, q + n) for q, n in zip(shifts, out, strict=True))
+            block[(slice(None), slice(None), index, *window)] = p
+        cut = block[(slice(None),) * 3 + tuple(inside)]
+        return cut.flatten(1, 2).flatten(2)
 
     def input_blocks(self, z: Tensor) -> list[Tensor]:
         """Return the patches, one block per group: output channels do not mix."""
@@ -126,16 +160,13 @@ class Conv:
         return [self.unfold_input(g, inside).mT for g in groups]
 
     def signal_blocks(self, p: Tensor) -> list[Tensor]:
-        """Return what each tap reaches, one block per group: input channels do not mix."""
+        """Return what each tap reaches, blocks per group and residue: input channels do not mix."""
         out = self.kernel[0] // self.groups
         groups = p.reshape(len(p), self.groups, out, *self.out_size()).unbind(1)
-        return [self.unfold_signal(g, out).mT for g in groups]
+        return [block.mT for g in groups for block in self.unfold_signal(g, out)]
 
-    def _taps(self, like: Tensor) -> Tensor:
-        """Return one kernel per tap, ``[K, 1, k…]``."""
-        taps = math.prod(self.kernel[2:])
-        eye = torch.eye(taps, dtype=like.dtype, device=like.device)
-        return eye.reshape(taps, 1, *self.kernel[2:])
+    def _taps(self) -> list[tuple[int, ...]]:
+        return list(product(*(range(k) for k in self.kernel[2:])))
 
 
 def _up(number: int, multiple: int) -> int:
