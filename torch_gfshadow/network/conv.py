@@ -150,8 +150,9 @@ class Conv:
             ]
             window = tuple(slice(q, q + n) for q, n in zip(shifts, out, strict=True))
             block[(slice(None), slice(None), index, *window)] = p
-        cut = block[(slice(None),) * 3 + tuple(inside)]
-        return cut.flatten(1, 2).flatten(2)
+        for axis, part in enumerate(inside, start=3):
+            block = block.narrow(axis, part.start, part.stop - part.start)
+        return block.flatten(1, 2).flatten(2)
 
     def input_blocks(self, z: Tensor) -> list[Tensor]:
         """Return the patches, one block per group: output channels do not mix."""
