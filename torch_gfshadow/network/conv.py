@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,9 +150,10 @@ class Conv:
                 for k, d, s, r in zip(tap, self.dilation, self.stride, residue, strict=True)
             ]
             window = tuple(slice(q, q + n) for q, n in zip(shifts, out, strict=True))
-            block[(slice(None), slice(None), index, *window)] = p
+            at: tuple[Any, ...] = (slice(None), slice(None), index, *window)
+            block[at] = p
         for axis, part in enumerate(inside, start=3):
-            block = block.narrow(axis, part.start, part.stop - part.start)
+            block = block.narrow(axis, part.start, max(part.stop - part.start, 0))
         return block.flatten(1, 2).flatten(2)
 
     def input_blocks(self, z: Tensor) -> list[Tensor]:
