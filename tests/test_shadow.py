@@ -136,7 +136,7 @@ def test_a_spent_budget_is_a_status_that_names_the_numbers():
     _, shadow, go = trained(Point(START), diagonal, H, 60, 0.2, solver=Auto(max_evals=0.01))
     go()
     record = next(r for r in shadow.records if r.status == "truncated")
-    assert "evaluations did not bring auto:bosh3 to t =" in record.status_detail
+    assert "evaluations did not bring auto:dopri5 to t =" in record.status_detail
     assert "max_evals" in record.status_detail
     assert record.discrepancy is None
     flow = shadow._parts.session.ledger.grads["flow"]

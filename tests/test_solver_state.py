@@ -9,12 +9,12 @@ from torch import nn
 
 from torch_gfshadow.flows import GradientFlow
 from torch_gfshadow.shadow import ShadowFlow
-from torch_gfshadow.solvers import Adams2, Auto, Bosh3, Dopri5, Dopri8
+from torch_gfshadow.solvers import RKC2, Adams2, Auto, Bosh3, Dopri5, Dopri8
 from torch_gfshadow.solvers.base import Node
 from torch_gfshadow.solvers.error_bar import ErrorBar
 
 CONFIGS = {"bosh3": Bosh3(), "dopri5": Dopri5(), "dopri8": Dopri8(), "adams2": Adams2()}
-CONFIGS |= {"auto": Auto(), "auto float32": Auto(dtype=torch.float32)}
+CONFIGS |= {"rkc2": RKC2(), "auto": Auto(), "auto float32": Auto(dtype=torch.float32)}
 
 
 def through_disk(state):
@@ -127,6 +127,7 @@ CASES = {
     "tanh": (nn.Tanh, squared, Auto(), F64),
     "relu": (nn.ReLU, squared, Auto(), F64),
     "relu float32": (nn.ReLU, squared, Auto(), torch.float32),
+    "tanh rkc2": (nn.Tanh, squared, RKC2(), F64),
     "tanh dopri5": (nn.Tanh, squared, Dopri5(), F64),
     "tanh float32 state": (nn.Tanh, squared, Bosh3(dtype=torch.float32), torch.float32),
 }

@@ -26,8 +26,8 @@ from torch_gfshadow.solvers.base import (
 from torch_gfshadow.solvers.error_bar import ErrorBar
 from torch_gfshadow.status import Status
 
-_SHARE = 0.06
-"""Share of the error allowance that one step of an embedded pair may use up."""
+_SHARE, _FLOOR = 0.3, 0.03
+"""Share of what is left of the error allowance for one step, and the least that counts as left."""
 _KINK_RESOLUTION = 0.2
 _KINK_LONGEST = 10.0
 _BLOW_UP = 1e8
@@ -283,8 +283,9 @@ class ShadowFlow:
             tolerance = self._tolerance()
         shortest, longest = self._limits(lambda_max)
         before = self._field.objective.ledger.grads["flow"]
-        accepted = stepper.step(tolerance, shortest, longest)
-        self._evals += self._field.objective.ledger.grads["flow"] - before
+        accepted = stepper.step(tolerance, shortest, longest, lambda_max)
+        spent = self._field.objective.ledger.grads["flow"] - before
+        self._evals += spent
         if self._bar.value > 0.0 and isinstance(stepper, SelfGrading) and stepper.error is not None:
             error = self._bar.hand_over()
             if error is not None:
@@ -293,9 +294,14 @@ class ShadowFlow:
             node, h = stepper.right, stepper.right.time - stepper.left.time
             self._losses = (self._losses[1], self._loss_at(node.time))
             if self._own_error is None:
-                curvature = abs(lambda_max) if lambda_max is not None else self._curvature
-                h_lambda = min(stepper.stability, 1.2 * h * curvature)
-                self._bar.add(stepper.local_error, node, h_lambda, self._scale, stepper.ungraded)
+                curvature = stepper.stiffness
+                if curvature is None:
+                    known = abs(lambda_max) if lambda_max is not None else self._curvature
+                    curvature = 1.2 * known
+                h_lambda = min(stepper.stability, h * curvature)
+                self._bar.add(
+                    stepper.local_error, node, h_lambda, self._scale, stepper.ungraded, spent
+                )
             self._check(node)
         elif stepper.next_step < 1e-12 * max(self._step_size, time):
             finite = math.isfinite(self._field.loss)  # of the attempt; the last node always is
@@ -304,15 +310,17 @@ class ShadowFlow:
                 f"step size {stepper.next_step:.2e} at t = {stepper.right.time:.6g}",
             )
 
+    def _target(self) -> float:
+        """Error bar aimed at."""
+        default = _KINK_RESOLUTION if self._stepper.rough else 0.1
+        return 0.8 * (self.resolution or default) * self._scale
+
     def _tolerance(self) -> float:
         """Local error allowed to the next step, from what is left of the error allowance."""
-        stepper = self._stepper
-        rough_default = _KINK_RESOLUTION if stepper.rough else 0.1
-        target = 0.8 * (self.resolution or rough_default) * self._scale
+        target = self._target()
         if self._own_error is not None:
             return target
-        spent = self._bar.value
-        return _SHARE * target * (max(0.1, target / spent) if spent > target else 1.0)
+        return _SHARE * max(target - self._bar.value, _FLOOR * target)
 
     def _limits(self, lambda_max: float | None) -> tuple[float, float]:
         """Shortest and longest step worth taking."""

@@ -7,9 +7,11 @@ from torch_gfshadow.solvers.adams import Adams2
 from torch_gfshadow.solvers.auto import Auto
 from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper
 from torch_gfshadow.solvers.embedded import Bosh3, Dopri5, Dopri8
+from torch_gfshadow.solvers.rkc2 import RKC2
 from torch_gfshadow.specs import SolverSpec
 
 __all__ = [
+    "RKC2",
     "Adams2",
     "Auto",
     "Bosh3",
@@ -30,7 +32,7 @@ def gfshadow_solvers() -> list[SolverSpec]:
         SolverSpec(
             name="auto",
             factory=Auto,
-            summary="bosh3 on smooth fields, adams2 once kinks are found",
+            summary="dopri5 or rkc2 on smooth fields, adams2 once kinks are found",
         ),
         SolverSpec(
             name="bosh3",
@@ -49,6 +51,12 @@ def gfshadow_solvers() -> list[SolverSpec]:
             factory=Dopri8,
             summary="Dormand–Prince 8(7), 13 evaluations a step",
             source="Prince & Dormand 1981, torchdiffeq",
+        ),
+        SolverSpec(
+            name="rkc2",
+            factory=RKC2,
+            summary="stabilised, second order: evaluations grow like √(h·λ_max), for stiff flows",
+            source="Sommeijer, Shampine & Verwer 1998",
         ),
         SolverSpec(
             name="adams2",

@@ -103,6 +103,7 @@ class AdamsStepper:
     order = 2
     stability = 1.0
     rough = True
+    stiffness: float | None = None
 
     def __init__(
         self, field: Field, node: Node, first_step: float, left: Node | None = None
@@ -132,7 +133,13 @@ class AdamsStepper:
         self._coarse.node = Node(node.time, node.state - error, node.field)
         self._gap = float(torch.linalg.vector_norm(error))
 
-    def step(self, tolerance: float, shortest: float = 0.0, longest: float = float("inf")) -> bool:
+    def step(
+        self,
+        tolerance: float,
+        shortest: float = 0.0,
+        longest: float = math.inf,
+        lambda_max: float | None = None,
+    ) -> bool:
         """Take one step; after two, lengthen or shorten the next.
 
         Unlike an embedded pair, which is given the error of one step, this is held to an error

@@ -1,13 +1,19 @@
-"""solver="auto": an embedded pair where the field is smooth, Adams–Bashforth where it has kinks.
+"""solver="auto": a pair where accuracy sets the step, RKC2 where stiffness does, adams2 on kinks.
 
-A pair's error controller trusts the order of its method. Across kinks every method is first
-order, the controller shrinks the step again and again, and the evaluations buy nothing. So when
-rejections pile up, the field is asked directly whether it is rough, and if it is, the solver
-changes where it stands, without losing the solution or its error bar.
+A pair needs h·λ_max below 3.3 whatever the accuracy; where that is what holds its steps down,
+Runge–Kutta–Chebyshev takes longer ones for the square root of the price. Where accuracy is, the
+pair's higher order wins. The choice is by predicted evaluations per unit of flow time.
+
+Error controllers trust the order of their method. Across kinks every method is first order,
+the controller shrinks the step again and again, and the evaluations buy nothing. So when
+rejections pile up, the field is asked directly whether it is rough.
+
+Every change takes place where the solver stands, without losing the solution or its error bar.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,23 +30,44 @@ from torch_gfshadow.solvers.base import (
     SolverConfig,
     Stepper,
     check_saved,
+    load_plain,
+    save_plain,
 )
-from torch_gfshadow.solvers.embedded import Bosh3
+from torch_gfshadow.solvers.embedded import EmbeddedStepper, dopri5
+from torch_gfshadow.solvers.rkc2 import RKC2Stepper, predict
 from torch_gfshadow.solvers.roughness import is_rough
+from torch_gfshadow.solvers.spectral import SpectralRadius
 
+SMALL = 2_000_000
+"""Up to this many parameters the pair's 30 copies of them are nothing; beyond, RKC2 starts."""
 _WINDOW, _REJECTIONS = 12, 4
+_PAIR_COST, _PAIR_LIMIT = 6, 2.65
+"""Evaluations of a dopri5 step, and the h·λ_max it keeps up without wasting steps (of 3.31)."""
+_RESTLESS, _RELUCTANT, _NEAR = 3, 1.3, 0.85
+_PLAIN = ["_patience", "_stay", "_wasteful", "_returns"]
+_PLAIN += ["_may_be_rough", "_suspected"]
+
+_Smooth = EmbeddedStepper | RKC2Stepper
 
 
 class AutoStepper:
     """Delegates to the solver in use; ``name`` says which it is."""
 
-    def __init__(self, config: SolverConfig, field: Field, node: Node, first_step: float) -> None:
+    def __init__(self, field: Field, node: Node, first_step: float) -> None:
         self._field = field
-        self._inner = config.start(field, node, first_step)
-        self._first_step = first_step
+        self._spectral = SpectralRadius(field)
+        self._inner: _Smooth | AdamsStepper
+        if node.state.numel() <= SMALL:
+            self._inner = dopri5(field, node, first_step)
+        else:
+            self._inner = RKC2Stepper(field, node, first_step, spectral=self._spectral)
         self._outcomes: deque[bool] = deque(maxlen=_WINDOW)
         self._patience = 0
+        self._stay, self._wasteful, self._returns = 0, 0, 0
+        # RKC2's estimate sees only the ends of a step, so ask before it, unless the field knows
+        knows = isinstance(field, AveragingField)
         self._suspected = isinstance(field, AveragingField) and field.kinked
+        self._may_be_rough = self._suspected or not knows
 
     @property
     def name(self) -> str:
@@ -61,6 +88,11 @@ class AutoStepper:
     def stability(self) -> float:
         """Real stability interval of the solver in use."""
         return self._inner.stability
+
+    @property
+    def stiffness(self) -> float | None:
+        """λ_max as far as it was needed."""
+        return self._spectral.bound if self._spectral.radius is not None else None
 
     @property
     def left(self) -> Node:
@@ -97,17 +129,29 @@ class AutoStepper:
         if isinstance(self._inner, SelfGrading):
             self._inner.inherit(error)
 
-    def step(self, tolerance: float, shortest: float = 0.0, longest: float = float("inf")) -> bool:
-        """Try one step; between steps, reconsider the solver."""
-        if self._suspected:  # there are kinks: do they matter on this scale?
+    def step(
+        self,
+        tolerance: float,
+        shortest: float = 0.0,
+        longest: float = math.inf,
+        lambda_max: float | None = None,
+    ) -> bool:
+        """Reconsider the solver, then try one step with it."""
+        if self._suspected and not isinstance(self._inner, AdamsStepper):
+            # there are kinks: do they matter on this scale?
             self._suspected = False
-            self._reconsider(4.0 * self._inner.next_step)
-        accepted = self._inner.step(tolerance, shortest, longest)
-        if not self._inner.rough:
+            self._ask_for_kinks(self._inner, 4.0 * self._inner.next_step)
+        if not isinstance(self._inner, AdamsStepper):
+            self._spectral.hint(lambda_max)
+            self._weigh(self._inner, tolerance, shortest)
+        accepted = self._inner.step(tolerance, shortest, longest, lambda_max)
+        if not isinstance(self._inner, AdamsStepper):
+            if isinstance(self._inner, EmbeddedStepper):
+                self._spectral.spend(_PAIR_COST)
             self._outcomes.append(accepted)
             self._patience -= 1
             if not accepted and self._patience <= 0 and self._rejections >= _REJECTIONS:
-                self._reconsider(shortest)
+                self._ask_for_kinks(self._inner, shortest)
         return accepted
 
     def interpolate(self, time: float) -> Tensor:
@@ -116,44 +160,83 @@ class AutoStepper:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the solver in use, and what the choice depends on."""
-        return {
+        return save_plain(self, _PLAIN) | {
             "solver": "auto",
             "right": self.right.state_dict(),
             "inner": self._inner.state_dict(),
-            "rough": self.rough,
+            "spectral": self._spectral.state_dict(),
             "outcomes": list(self._outcomes),
-            "patience": self._patience,
-            "suspected": self._suspected,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a saved state, with the solver that was in use."""
         check_saved("auto", saved)
-        if saved["rough"] and not self.rough:
+        like, inner = self.right.state, saved["inner"]
+        self._spectral.load_state_dict(saved["spectral"], like)
+        if inner["solver"] == AdamsStepper.name:
             self._inner = AdamsStepper(self._field, self.right, 1.0)
-        self._inner.load_state_dict(saved["inner"])
+        elif inner["solver"] == RKC2Stepper.name:
+            self._inner = RKC2Stepper(self._field, self.right, 1.0, spectral=self._spectral)
+        else:
+            self._inner = dopri5(self._field, self.right, 1.0)
+        self._inner.load_state_dict(inner)
         self._outcomes = deque(saved["outcomes"], maxlen=_WINDOW)
-        self._patience, self._suspected = saved["patience"], saved["suspected"]
+        load_plain(self, _PLAIN, saved)
 
     @property
     def _rejections(self) -> int:
         return self._outcomes.count(False)
 
-    def _reconsider(self, shortest: float) -> None:
-        here = self._inner.right
-        spacing = max(self._inner.next_step / 4.0, shortest / 4.0)
+    def _weigh(self, inner: _Smooth, tolerance: float, shortest: float) -> None:
+        """Change between the pair and RKC2 if the other is predicted to cost less."""
+        self._stay -= 1
+        if isinstance(inner, EmbeddedStepper):
+            if self._stay > 0 or not inner.left.time < inner.right.time:
+                return
+            self._spectral.measure(inner.right)
+            h, per_time = predict(inner.left, inner.right, self._spectral.bound, tolerance)
+            # at its stability limit the pair stirs stiff modes up, and h is underrated
+            limit = _NEAR * _PAIR_LIMIT / max(self._spectral.radius or 0.0, 1e-300)
+            held = inner.next_step > limit
+            if held or per_time < _PAIR_COST / inner.next_step:
+                if self._may_be_rough and self._ask_for_kinks(inner, shortest):
+                    return
+                h = min(max(h, inner.next_step) if held else h, 5.0 * inner.next_step)
+                node, left = inner.right, inner.left
+                self._take_over(RKC2Stepper(self._field, node, h, left, self._spectral))
+        elif self._may_be_rough and inner.left.time < inner.right.time:
+            self._ask_for_kinks(inner, shortest)
+        elif inner.right.state.numel() <= SMALL:
+            per_time = inner.stages_at(inner.next_step) / inner.next_step
+            pair = _PAIR_COST * (self._spectral.radius or 0.0) / _PAIR_LIMIT
+            self._wasteful = self._wasteful + 1 if per_time > _RELUCTANT * pair else 0
+            if self._wasteful >= _RESTLESS:
+                h, node, left = inner.next_step, inner.right, inner.left
+                self._take_over(dopri5(self._field, node, h, left))
+                self._stay = _WINDOW * 2**self._returns
+                self._returns += 1
+
+    def _take_over(self, new: _Smooth | AdamsStepper) -> None:
+        self._inner, self._wasteful = new, 0
+
+    def _ask_for_kinks(self, inner: _Smooth, shortest: float) -> bool:
+        """Sample the field on a line; if it has kinks, go over to adams2 and say so."""
+        self._may_be_rough = False
+        here = inner.right
+        spacing = max(inner.next_step / 4.0, shortest / 4.0)
         if is_rough(self._field, here, spacing):
-            first = max(self._inner.next_step, shortest)
-            self._inner = AdamsStepper(self._field, here, first, left=self._inner.left)
-        else:
-            self._outcomes.clear()
-            self._patience = 10 * _WINDOW
+            first = max(inner.next_step, shortest)
+            self._take_over(AdamsStepper(self._field, here, first, left=inner.left))
+            return True
+        self._outcomes.clear()
+        self._patience = 10 * _WINDOW
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Auto(SolverConfig):
-    """Bogacki–Shampine 3(2) on smooth fields, two-step Adams–Bashforth across kinks."""
+    """Dormand–Prince 5(4) or RKC2 on smooth fields, two-step Adams–Bashforth across kinks."""
 
     def start(self, field: Field, node: Node, first_step: float) -> Stepper:
         """Return the live solver."""
-        return AutoStepper(Bosh3(dtype=self.dtype), field, node, first_step)
+        return AutoStepper(field, node, first_step)

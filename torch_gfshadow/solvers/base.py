@@ -115,13 +115,25 @@ class Stepper(Protocol):
         """Size of the next attempt."""
         ...
 
-    def step(self, tolerance: float, shortest: float = 0.0, longest: float = float("inf")) -> bool:
+    @property
+    def stiffness(self) -> float | None:
+        """Upper estimate of λ_max that the solver works with; ``None`` if it needs none."""
+        ...
+
+    def step(
+        self,
+        tolerance: float,
+        shortest: float = 0.0,
+        longest: float = math.inf,
+        lambda_max: float | None = None,
+    ) -> bool:
         """Try one step; say whether it was accepted.
 
         Args:
             tolerance: Largest 2-norm of the local error.
             shortest: Below this step size, accuracy is given up: only kinks ask for it.
             longest: Upper limit of the step size.
+            lambda_max: Largest Hessian eigenvalue last seen by a probe, if any.
         """
         ...
 

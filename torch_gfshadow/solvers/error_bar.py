@@ -23,15 +23,17 @@ from torch_gfshadow.solvers.base import Field, Node, load_plain, save_plain
 from torch_gfshadow.solvers.rkc import STRONG, rkc_step, stages_for
 
 BLOCK = 16
+_CARRY_SHARE, _DECAYED = 0.25, 2.0
 _ROUGH_BLOCK = 48
 SAFETY = 2.4
 """The bar is ``SAFETY`` times the norm of ε: local error estimates are right to a factor."""
-_MAX_STAGES = 24
-_UNSTABLE = 2.0
+_MAX_STAGES = 200
+_UNSTABLE = 1.25
+_MARGIN = 1.2
 _ACROSS_KINKS = 10.0
 # attributes that are numbers, saved as they are
 _PLAIN = ["two_sided", "_start", "_now", "_h_lambda", "_steps", "_norm", "_recent", "_ungraded"]
-_PLAIN += ["_growth", "_linear", "_scale"]
+_PLAIN += ["_growth", "_linear", "_scale", "_evaluations"]
 
 
 class ErrorBar:
@@ -53,7 +55,7 @@ class ErrorBar:
         self._start = node.time
         self._pending = torch.zeros_like(node.state)
         self._h_lambda = 0.0
-        self._steps = 0
+        self._steps, self._evaluations = 0, 0
         self._norm = 0.0
         self._recent = 0.0
         self._ungraded = 0.0
@@ -75,6 +77,7 @@ class ErrorBar:
         h_lambda: float,
         scale: float,
         ungraded: float = 0.0,
+        evaluations: int = 3,
     ) -> None:
         """Add one accepted step that ended in ``node``.
 
@@ -84,18 +87,20 @@ class ErrorBar:
             h_lambda: Upper limit for the step's h·λ_max.
             ungraded: Norm of what ``local_error`` does not hold yet.
             scale: Distance between iterate and shadow, over which the field is differenced.
+            evaluations: What the step has cost: carrying ε costs a share of that.
         """
         self._steps += 1
         self._scale = scale
         self._ungraded = ungraded
         self._now = node.time
         self._h_lambda += h_lambda
+        self._evaluations += evaluations
         if local_error is not None:
             self._pending.add_(local_error)
             size = float(torch.linalg.vector_norm(local_error))
             self._recent = max(size, 0.8 * self._recent)
             self._norm = float(torch.linalg.vector_norm(self._error + self._pending))
-        if self._steps >= (_ROUGH_BLOCK if self.two_sided else BLOCK):
+        if self._is_due():
             self._carry(node)
 
     def add_norm(self, size: float) -> None:
@@ -123,6 +128,14 @@ class ErrorBar:
         self._error = saved["error"].to(self._error)
         self._pending = saved["pending"].to(self._pending, copy=True)
 
+    def _is_due(self) -> bool:
+        if self.two_sided:
+            return self._steps >= _ROUGH_BLOCK
+        stages = stages_for(_MARGIN * self._h_lambda, STRONG)
+        # sooner where errors have had the time to decay
+        waited = self._steps >= BLOCK or (self._steps >= BLOCK // 4 and self._h_lambda >= _DECAYED)
+        return waited and stages <= _CARRY_SHARE * self._evaluations
+
     def _carry(self, node: Node) -> None:
         """Take ε over the block, the pending local errors spread evenly across it."""
         span = node.time - self._start
@@ -140,7 +153,7 @@ class ErrorBar:
             slope = error_field(self._error) if bool(self._error.any()) else forcing
             plain = float(torch.linalg.vector_norm(self._error))
             plain += float(torch.linalg.vector_norm(self._pending))
-            stages = min(stages_for(self._h_lambda, STRONG), _MAX_STAGES)
+            stages = min(stages_for(_MARGIN * self._h_lambda, STRONG), _MAX_STAGES)
             carried = rkc_step(error_field, self._error, slope, span, stages, STRONG)
             size = float(torch.linalg.vector_norm(carried))
             if not size <= _UNSTABLE * plain and stages < _MAX_STAGES:
@@ -155,7 +168,7 @@ class ErrorBar:
                 self._error = self._error + self._pending
                 self._norm = plain
         self._pending = torch.zeros_like(self._pending)
-        self._start, self._h_lambda, self._steps = node.time, 0.0, 0
+        self._start, self._h_lambda, self._steps, self._evaluations = node.time, 0.0, 0, 0
 
     def _probe_size(self, node: Node) -> float:
         """Length of the perturbation that stands for ε.

@@ -35,11 +35,14 @@ def cubic_weights(times: list[float], left: float, right: float) -> list[float]:
     return [h * w for w in torch.linalg.solve(powers, moments).tolist()]
 
 
+_TRUSTED = 3.0
+
+
 class NodeQuadrature:
     """Remembers the last four nodes and grades the step between the middle two."""
 
-    def __init__(self, node: Node) -> None:
-        self._nodes = [node]
+    def __init__(self, node: Node, left: Node | None = None) -> None:
+        self._nodes = [node] if left is None else [left, node]
         self._embedded: Tensor | None = None
         self._ratio = 1.0
 
@@ -62,12 +65,12 @@ class NodeQuadrature:
         error = right.state - left.state
         for weight, known in zip(weights, nodes, strict=True):
             error.sub_(known.field, alpha=weight)
-        # at the stability limit the nodes do not resolve the stiffest modes and the cubic
-        # overestimates; away from it the embedded estimate does
+        # away from the stability limit the embedded estimate is too large; near it, for modes of
+        # h·λ > ½, it is too small by up to _TRUSTED, and beyond it the cubic overestimates
         norm = torch.linalg.vector_norm
         graded, estimated = float(norm(error)), float(norm(previous))
-        self._ratio = min(1.0, graded / estimated) if estimated > 0.0 else 1.0
-        return error if graded < estimated else previous
+        self._ratio = min(_TRUSTED, graded / estimated) if estimated > 0.0 else 1.0
+        return error if graded < _TRUSTED * estimated else previous.mul(_TRUSTED)
 
     def ungraded(self, embedded: Tensor) -> float:
         """Return the size of the newest step's error, which the next node will grade.
@@ -79,7 +82,7 @@ class NodeQuadrature:
         growth = 1.0
         if len(nodes) >= 3 and nodes[-2].time > nodes[-3].time:
             growth = (nodes[-1].time - nodes[-2].time) / (nodes[-2].time - nodes[-3].time)
-        share = min(1.0, self._ratio * max(growth, 1.0))
+        share = min(_TRUSTED, self._ratio * max(growth, 1.0))
         return share * float(torch.linalg.vector_norm(embedded))
 
     def state_dict(self) -> dict[str, Any]:
