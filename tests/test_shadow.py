@@ -284,5 +284,12 @@ def test_theta_is_where_the_shadow_stands():
     assert gap == pytest.approx(shadow.records[-1].discrepancy, rel=1e-12)
     here.zero_()  # a copy
     assert shadow.theta()["theta"].norm() > 1
+    heavy = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    with gfs.attach(
+        heavy, model, diagonal, data=H, flow="heavy_ball", probes=(), on_error="raise"
+    ) as second:
+        step(model, heavy, diagonal, H, 5)
+        gap = float((model.theta.detach() - second.theta()["theta"]).norm())
+        assert gap == pytest.approx(second.records[-1].discrepancy, rel=1e-12)
     passive = gfs.attach(torch.optim.Adam(model.parameters()), on_error="raise")
     assert passive.theta() is None

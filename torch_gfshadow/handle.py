@@ -16,6 +16,7 @@ from torch import nn
 from torch_gfshadow.capture import Capture, Watching
 from torch_gfshadow.checkpoint import load_state, read_file, save_state, write_file
 from torch_gfshadow.errors import must
+from torch_gfshadow.flows.base import position
 from torch_gfshadow.hooks import StepHooks
 from torch_gfshadow.minibatch import Minibatch
 from torch_gfshadow.plotting import plot_records
@@ -79,13 +80,16 @@ class Shadow:
         """Return θ̃, where the shadow stands at the run's clock, by the parameters' names.
 
         Its error is the last record's ``solver_error``. Float64 (or the solver's dtype) on the
-        parameters' device, whatever theirs is; ``None`` where there is no shadow.
+        parameters' device, whatever theirs is; ``None`` where there is no shadow, or one that
+        lives in step time (modes ``batch`` and ``local``).
         """
         shadow, layout = self._tracker.follower.shadow, self._parts.watched.layout
-        now = self._tracker.clock.time
-        if shadow is None or not shadow.advance(now):
+        flow, now = self._parts.flow, self._tracker.clock.time
+        if self._tracker.follower.mode != "reference" or shadow is None or flow is None:
             return None
-        parts = torch.split(shadow.state(now), list(layout.sizes))
+        if not shadow.advance(now):
+            return None
+        parts = torch.split(position(flow, shadow.state(now)), list(layout.sizes))
         shaped = zip(layout.names, parts, layout.shapes, strict=True)
         return {name: part.view(shape).clone() for name, part, shape in shaped}
 
