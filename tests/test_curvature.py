@@ -483,12 +483,16 @@ def test_vectors_of_another_shape_are_refused():
 def test_products_are_averaged_over_ranks_once():
     calls = []
 
-    def reduce(tensor):
-        calls.append(tensor.shape)
-        return 2 * tensor
+    class Ranks:
+        def share_of(self, samples, device):
+            return 0.5
+
+        def mean(self, tensor, weight):
+            calls.append(tensor.shape)
+            return 4 * weight * tensor
 
     model, batch = make("mlp")
-    single, double = build(model, batch), build(model, batch, reduce=reduce)
+    single, double = build(model, batch), build(model, batch, ranks=Ranks())
     theta, v = elsewhere(single), vector(single)
     for backend in ("func", "difference"):
         product = Curvature(double, backend).at(theta)

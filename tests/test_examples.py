@@ -1,5 +1,6 @@
 """Every example runs as a user would, says what its docstring promises, draws its picture."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -11,8 +12,16 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 FIGURES = sorted((ROOT / "docs" / "_figures").glob("*.py"))
 
 
+def imported(path):
+    """Frameworks an example is about, which may not be installed."""
+    found = re.findall(r"^(?:from|import) (lightning|transformers)", path.read_text(), flags=re.M)
+    return sorted(set(found))
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs_prints_a_table_and_draws(path, capsys, monkeypatch, tmp_path):
+    for module in imported(path):
+        pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(path), run_name="__main__")
     out = capsys.readouterr().out

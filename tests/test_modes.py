@@ -615,3 +615,23 @@ def test_resumed_in_mode_batch_the_records_are_the_same(caplog):
         for at in (0, 1, 3, 9):
             assert run(at) == whole
     assert not caplog.records
+
+
+@pytest.mark.parametrize("shape", [lambda x: x, lambda x: [x], lambda x: {"x": x}])
+def test_a_batch_may_be_a_bare_tensor(shape):
+    torch.manual_seed(0)
+    model, batch = nn.Linear(3, 1), shape(torch.randn(8, 3))
+
+    def objective(model, batch):
+        assert type(batch) is type(shape(torch.zeros(1)))
+        (x,) = batch.values() if isinstance(batch, dict) else [torch.stack(list(batch)).squeeze(0)]
+        return model(x).square().mean()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gfs.attach(optimizer, model, objective, probes=(), on_error="raise") as shadow:
+        for _ in range(2):
+            optimizer.zero_grad()
+            objective(model, shadow.observe(batch)).backward()
+            optimizer.step()
+    assert shadow.records[-1].audit == "match"
+    assert shadow.records[-1].discrepancy > 0

@@ -16,7 +16,7 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
 )
-from zoo import IN, OUT, ZOO, Checkpointed, Float32Only, Tied, layout_of, make, mlp, squared
+from zoo import IN, OUT, ZOO, Checkpointed, Float32Only, N, Tied, layout_of, make, mlp, squared
 
 from torch_gfshadow import _data
 from torch_gfshadow.errors import ObjectiveError
@@ -501,10 +501,21 @@ def test_distributed_wrappers_are_looked_through(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_values_are_averaged_over_ranks_by_reduce():
+class TwoRanks:
+    """Stands for a second rank with the same data and, by its share, three times the samples."""
+
+    def share_of(self, samples, device):
+        assert samples == N
+        return 0.25
+
+    def mean(self, tensor, weight):
+        return 8 * weight * tensor
+
+
+def test_values_are_averaged_over_ranks_by_their_samples():
     model, batch = make("mlp")
     objective = build(model, batch)
-    doubled = build(model, batch, reduce=lambda t: 2 * t)
+    doubled = build(model, batch, ranks=TwoRanks())
     theta = elsewhere(objective)
     assert doubled.loss(theta, "loss") == pytest.approx(2 * objective.loss(theta, "loss"))
     expected = objective.loss_and_grad(theta, "flow")

@@ -8,6 +8,29 @@ import torch
 from torch import Tensor, nn
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether ``tensor`` is spread over ranks (a DTensor)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return ``tensor``, gathered from all ranks if it is sharded over them (then collective)."""
+    gather = getattr(tensor, "full_tensor", None)
+    if gather is None:
+        return tensor
+    gathered: Tensor = gather()
+    return gathered
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return ``tensor``, or this rank's shard of it."""
+    shard = getattr(tensor, "to_local", None)
+    if shard is None:
+        return tensor
+    mine: Tensor = shard()
+    return mine
+
+
 class Layout:
     """Order, shapes, dtypes and devices of the parameters that make up θ ∈ R^d.
 
@@ -38,7 +61,7 @@ class Layout:
 
     def flatten(self, tensors: Iterable[Tensor | None], dtype: torch.dtype | None = None) -> Tensor:
         """Copy ``tensors`` (``None`` counts as zeros) into one new vector of shape ``[d]``."""
-        tensors = list(tensors)
+        tensors = [whole(t.detach()) if t is not None else None for t in tensors]
         dtype = dtype or self.dtype
         if all(t is not None and t.dtype == dtype and t.device == self.device for t in tensors):
             return torch.cat([t.detach().reshape(-1) for t in tensors if t is not None])

@@ -24,11 +24,13 @@ from torch_gfshadow.objective import Objective
 from torch_gfshadow.observed import Observed
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.plugins import Plugins
+from torch_gfshadow.ranks import Ranks, is_distributed, rank_here, spoken_for
 from torch_gfshadow.request import (
     check_clock,
     check_kinds,
     choose_flow,
     expanded,
+    host_of,
     innermost,
     named,
     resolved_mode,
@@ -68,6 +70,8 @@ def attach(
     plugins: Sequence[object] = (),
     disable_plugins: Sequence[str] = (),
     audit: bool = True,
+    distributed: bool | None = None,
+    probe_model: nn.Module | None = None,
     seed: int = 0,
     on_error: str = "disable",
 ) -> Shadow:
@@ -108,6 +112,11 @@ def attach(
         plugins: Plugin objects for this run, besides the installed ones.
         disable_plugins: Installed plugins to leave out.
         audit: Compare the objective's gradient with the one the steps use.
+        distributed: Whether the ranks of a distributed run measure together: the objective is
+            then the mean over all samples of all ranks, and rank 0 writes. By default they do
+            where a process group of several is initialised; attach on every rank.
+        probe_model: A module like ``model``, whole on this rank, to evaluate the objective with
+            where ``model`` is sharded (FSDP2): only its parameters' shapes count.
         seed: Seed of our own random numbers; the run's are never drawn from.
         on_error: ``"disable"`` fails open with one warning, ``"raise"`` is for tests.
 
@@ -172,14 +181,20 @@ def attach(
     watched = Watched(inner, layout)
     if chosen is not None:
         check_clock(chosen, inner, layout)
+    several = is_distributed() if distributed is None else distributed
+    ranks = Ranks() if several and follows else None
     target = None
-    if follows and model is not None and objective is not None and data is not None:
-        with torch.inference_mode(False), torch.no_grad(), ledger.timing():
-            target = Objective(model, objective, data, layout, ledger)
+    host, own = (
+        host_of(model, probe_model, layout) if follows and model is not None else (model, layout)
+    )
+    if host is not None and follows and objective is not None and data is not None:
+        with torch.inference_mode(False), torch.no_grad(), ledger.timing(), spoken_for(ranks):
+            target = Objective(host, objective, data, own, ledger, ranks=ranks)
+    written = loggers if not several or rank_here() == 0 else ()
     parts = Parts(
         watched=watched,
         settings=settings,
-        session=Session(config=config, ledger=ledger),
+        session=Session(config=config, ledger=ledger, rank=rank_here() if several else 0),
         plugins=registry,
         objective=target,
         curvature=Curvature(target, hvp) if target is not None else None,
@@ -187,21 +202,23 @@ def attach(
         solver=solver_config,
         probes=[registry.build("probes", p) for p in probes] if follows else [],
         bounds=[registry.build("bounds", b) for b in expanded(bounds, follows=target is not None)],
-        loggers=[registry.build("loggers", item) for item in loggers],
+        loggers=[registry.build("loggers", item) for item in written],
         why_passive=why,
+        ranks=ranks,
     )
     clock = FlowClock()
     if settings.mode in ("batch", "local") and model is not None and chosen is not None:
         devices = {p.device for p in model.parameters()}
         observed = Observed(watched, Streams(torch_streams(devices)))
         follower: Follower = Minibatch(parts, clock, observed)
-        if objective is not None:
-            parts.source = source_of(model, objective, layout, ledger)
+        if objective is not None and host is not None:
+            parts.source = source_of(host, objective, own, ledger, ranks)
     else:
         follower = Follower(parts, clock)
     previous = _SHADOWS.get(inner)
     shadow = Shadow(Tracker(parts, clock, follower), model)
-    shadow._start(make_header(config, seed))
+    with spoken_for(ranks):
+        shadow._start(make_header(config, seed))
     if previous is None or not previous._attached:
         _SHADOWS[inner] = shadow
     return shadow

@@ -191,7 +191,7 @@ class Shadow:
         self._guarded(capture.install)
         if parts.source is None and self._model is not None:
             layout, ledger = parts.watched.layout, parts.session.ledger
-            parts.source = source_of(self._model, capture.objective, layout, ledger)
+            parts.source = source_of(self._model, capture.objective, layout, ledger, parts.ranks)
         return capture
 
     # -- saving -------------------------------------------------------------------------------
@@ -258,6 +258,8 @@ class Shadow:
         if self._attached:
             self._attached = False
             self._tracker.finish()
+            if self._parts.ranks is not None:
+                self._parts.ranks.leave("detached")
 
     def __enter__(self) -> Shadow:
         return self
@@ -308,6 +310,8 @@ class Shadow:
 
     def _fail(self, error: BaseException) -> None:
         """Fail open: one warning, hooks off, training untouched."""
+        if self._parts.ranks is not None:
+            self._parts.ranks.leave(f"{type(error).__name__}: {error}")
         if self._parts.settings.on_error == "raise":
             raise error
         if self._disabled:

@@ -23,6 +23,7 @@ from torch_gfshadow._streams import Streams, python_streams
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import ObjectiveError, must
 from torch_gfshadow.ledger import Ledger
+from torch_gfshadow.ranks import Ranks
 
 __all__ = ["Objective", "probing"]
 
@@ -45,7 +46,8 @@ class Objective:
         data: A batch, dataset, DataLoader, list of batches, or a callable that returns one.
         layout: Which parameters make up θ.
         ledger: Where every evaluation is counted.
-        reduce: Averages a tensor over the ranks of a distributed run; by default one process.
+        ranks: The processes of a distributed run, each with its own part of the data; by default
+            this one has all.
 
     Attributes:
         initial: ``(f, ∇f)`` at the parameters the objective was built at.
@@ -85,7 +87,7 @@ class Objective:
         layout: Layout,
         ledger: Ledger,
         *,
-        reduce: Callable[[Tensor], Tensor] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             got = f"a {type(model).__name__}"
@@ -93,9 +95,10 @@ class Objective:
         check_function(fn)
         self.layout = layout
         self.ledger = ledger
-        self.reduce = reduce
+        self.ranks = ranks
         self.sandbox = Sandbox(model, fn, layout)
         self._chunks: Chunks | list[tuple[Any, float]] = Chunks(data, self.sandbox.devices)
+        self._share = self._part_of_all()
         self._loss_needs_graph = False
         # The user's function may draw from these; only torch's streams are replayed.
         with Streams(python_streams()).kept():
@@ -137,14 +140,14 @@ class Objective:
 
     def mean(self, value: float) -> float:
         """Return ``value`` averaged over the ranks of a distributed run."""
-        if self.reduce is None:
+        if self.ranks is None:
             return value
         wide = torch.promote_types(self.layout.dtype, torch.float32)
-        return float(self.reduce(torch.tensor(value, dtype=wide, device=self.layout.device)))
+        return float(self.averaged(torch.tensor(value, dtype=wide, device=self.layout.device)))
 
     def averaged(self, tensor: Tensor) -> Tensor:
-        """Return ``tensor`` averaged over the ranks of a distributed run."""
-        return tensor if self.reduce is None else self.reduce(tensor)
+        """Return ``tensor`` averaged over the ranks of a distributed run, by their samples."""
+        return tensor if self.ranks is None else self.ranks.mean(tensor, self._share)
 
     def chunks(self) -> Iterator[tuple[Any, float]]:
         """Yield ``(batch, weight)``; the weights sum to 1."""
@@ -159,6 +162,7 @@ class Objective:
         twin.sandbox = copy.copy(self.sandbox)
         twin.sandbox.random_state = self.sandbox.streams.state()
         twin._chunks = Chunks(data, self.sandbox.devices)
+        twin._share = twin._part_of_all()
         return twin
 
     @property
@@ -185,6 +189,7 @@ class Objective:
         """
         twin = copy.copy(self)
         twin._chunks = list(batches)
+        twin._share = None  # the run averages its ranks alike, whatever each batch holds
         return twin
 
     def guard(self) -> AbstractContextManager[None]:
@@ -197,6 +202,12 @@ class Objective:
     def pure(self, batch: Any) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """Return params → loss on ``batch``, fit for torch.func and autograd."""
         return self.sandbox.pure(batch)
+
+    def _part_of_all(self) -> float | None:
+        """Return this rank's part of the samples of all ranks."""
+        if self.ranks is None:
+            return None
+        return self.ranks.share_of(sum(self.sizes), self.layout.device)
 
     def _loss(self, theta: Tensor, chunks: Iterable[tuple[Any, float]]) -> float:
         total = 0.0
@@ -215,7 +226,7 @@ class Objective:
         first = next(self.chunks())[0]
         try:
             loss, grad = self.loss_and_grad(theta, "setup")
-            once = loss if self.n_chunks == 1 and self.reduce is None else self._trial(theta, first)
+            once = loss if self.n_chunks == 1 and self.ranks is None else self._trial(theta, first)
             again = self._trial(theta, first)
         except ObjectiveError:
             raise

@@ -14,6 +14,7 @@ from torch_gfshadow.loggers import Logger
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.plugins import Plugins
 from torch_gfshadow.probes import Probe
+from torch_gfshadow.ranks import Ranks
 from torch_gfshadow.session import Session, Settings
 from torch_gfshadow.solvers import SolverConfig
 from torch_gfshadow.watched import Watched
@@ -39,13 +40,15 @@ class Parts:
     why_passive: str = ""
     source: Callable[[Any], Objective] | None = None
     """Makes the objective of a first batch, in a mode without data."""
+    ranks: Ranks | None = None
 
     def isolated(self, function: Any, *args: Any, who: str) -> Any:
         """Call one part; if it raises, note it and go on without its result."""
         try:
             return function(*args)
         except Exception as error:
-            if self.settings.on_error == "raise":
+            # the other ranks are in the middle of this part: going on alone would mix up averages
+            if self.settings.on_error == "raise" or self.ranks is not None:
                 raise
             origin = self.plugins.origin(getattr(function, "__self__", None))
             self.note(error, f"{who}{origin}", "it is skipped")

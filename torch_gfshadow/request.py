@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_gfshadow._tree import Layout
+from torch_gfshadow._purity import unwrap
+from torch_gfshadow._tree import Layout, is_sharded
 from torch_gfshadow.bounds import Convolution, Lemma2, Nonlinear
 from torch_gfshadow.errors import must
 from torch_gfshadow.flows import Flow
 from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.plugins import Plugins
+from torch_gfshadow.ranks import Ranks
 
 _WRAPPED = ("optimizer", "optim", "_optimizer")
 # A closure-driven line search calls the objective many times per step: there is no step size.
@@ -134,13 +136,13 @@ def expanded(bounds: Sequence[object], *, follows: bool) -> list[object]:
 
 
 def source_of(
-    model: nn.Module, function: Any, layout: Layout, ledger: Ledger
+    model: nn.Module, function: Any, layout: Layout, ledger: Ledger, ranks: Ranks | None
 ) -> Callable[[Any], Objective]:
     """Return what makes the objective of a first batch, counted and timed as setup."""
 
     def made(batch: Any) -> Objective:
         # as a callable: a list of tensors would itself be taken for a batch
-        return Objective(model, function, lambda: iter([batch]), layout, ledger)
+        return Objective(model, function, lambda: iter([batch]), layout, ledger, ranks=ranks)
 
     return made
 
@@ -148,3 +150,32 @@ def source_of(
 def named(item: Any) -> str:
     """Return what stands for ``item`` in the configuration of a record file."""
     return item if isinstance(item, str) else repr(item)
+
+
+def host_of(
+    model: nn.Module | None, probe_model: nn.Module | None, layout: Layout
+) -> tuple[nn.Module | None, Layout]:
+    """Return the module to evaluate the objective with, and the layout of its parameters.
+
+    Raises:
+        TypeError: If ``probe_model`` is no module.
+        ValueError: If its parameters differ from the model's in name or shape, or it is needed.
+    """
+    if probe_model is None:
+        sharded = next(
+            (n for n, p in zip(layout.names, layout.params, strict=True) if is_sharded(p)), ""
+        )
+        if sharded:
+            fix = "Pass probe_model=, an unsharded module made like it."
+            raise ValueError(must("model", "whole on each rank", f"{sharded!r} sharded", fix))
+        return model, layout
+    if not isinstance(probe_model, nn.Module):
+        got = f"a {type(probe_model).__name__}"
+        raise TypeError(must("probe_model", "a torch.nn.Module", got, "Build it like model."))
+    named = dict(unwrap(probe_model).named_parameters())
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        if name not in named or named[name].shape != shape:
+            found = f"shape {list(named[name].shape)}" if name in named else "none"
+            condition = f"like model, with {name!r} of shape {list(shape)}"
+            raise ValueError(must("probe_model", condition, found, "Build it the same way."))
+    return probe_model, Layout(layout.names, [named[name] for name in layout.names])

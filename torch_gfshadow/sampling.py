@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch_gfshadow.clock import every
@@ -29,9 +29,18 @@ class Sampler:
         settings: ``every``, ``window`` and ``budget``.
         ledger: Its seconds are what was spent, its clock is the one everything is timed by.
         probed: Whether there are probes to pay for.
+        agree: Returns the value of rank 0 on every rank: clocks differ, decisions may not.
     """
 
-    def __init__(self, settings: Settings, ledger: Ledger, *, probed: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        *,
+        probed: bool,
+        agree: Callable[[float], float] = float,
+    ) -> None:
+        self._agree = agree
         self.active = False
         self._settings, self._ledger = settings, ledger
         self._started = ledger.now()
@@ -62,7 +71,7 @@ class Sampler:
             self.active = True
             return step == 0
         still = self.active and step < self._end
-        if still or not every(step, self._settings.every) or not self._affordable():
+        if still or not every(step, self._settings.every) or not self._paid():
             return False
         self.active, self._end, self._opened = True, step + self._window, self._ledger.seconds
         return True
@@ -96,7 +105,8 @@ class Sampler:
         if self._steps == 0:
             return False
         cost = self._probe_cost or _FIRST_PROBE * self._own / max(self._steps, 1)
-        return self._probes_spent + cost <= self._probes_share * self._own
+        affordable = self._probes_spent + cost <= self._probes_share * self._own
+        return bool(self._agree(float(affordable)))
 
     def probed(self, seconds: float) -> None:
         """Take in what the probes of one record cost."""
@@ -108,11 +118,17 @@ class Sampler:
     def _own(self) -> float:
         return max(self.elapsed - self._ledger.seconds, 0.0)
 
-    def _affordable(self) -> bool:
+    def _paid(self) -> bool:
+        """Decide on a window, and on its length, as rank 0 does."""
         if self._settings.budget is None:
             return True
         if self._steps == 0:
             return False
+        length = int(self._agree(float(self._window if self._affordable() else 0)))
+        self._window = length or self._window
+        return length > 0
+
+    def _affordable(self) -> bool:
         own = self._own
         unit = self._unit if self._unit is not None else _FIRST_WINDOW * own / self._steps
         if self._settings.window is None and unit > 0.0:

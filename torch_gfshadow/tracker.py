@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -40,7 +41,14 @@ class Tracker:
     def __init__(self, parts: Parts, clock: FlowClock, follower: Follower) -> None:
         self.parts, self.clock, self.follower = parts, clock, follower
         self.outlet = Outlet(parts)
-        self.sampler = Sampler(parts.settings, parts.session.ledger, probed=bool(parts.probes))
+        self.sampler = Sampler(
+            parts.settings,
+            parts.session.ledger,
+            probed=bool(parts.probes),
+            agree=partial(parts.ranks.agreed, device=parts.watched.layout.device)
+            if parts.ranks is not None
+            else float,
+        )
         self.paused = False
         self._losses = SparseSchedule(dense=100, ratio=1.05)
         self._measures = Measures(parts, self.clock)

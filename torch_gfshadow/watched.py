@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_gfshadow._purity import unwrap
-from torch_gfshadow._tree import Layout
+from torch_gfshadow._tree import Layout, local
 from torch_gfshadow.errors import must
 
 _SAMPLED_PARAMS, _SAMPLED_VALUES = 8, 64
@@ -150,7 +150,7 @@ class Watched:
         last = len(params) - 1
         out = []
         for param in (params[i * last // max(n - 1, 1)] for i in range(n)):  # both ends are in
-            flat = param.detach().reshape(-1)
+            flat = local(param.detach()).reshape(-1)
             out.append(flat[:: max(1, flat.numel() // _SAMPLED_VALUES)])
         return out
 

@@ -60,7 +60,7 @@ def recognise(objective: Objective, theta: Tensor) -> NetworkPoint | NotCovered:
         The network at this point, or a sentence.
     """
     objective.ledger.grads["bounds"] += 1
-    if objective.reduce is not None:
+    if objective.ranks is not None:
         return NotCovered("Not covered: the objective is spread over several ranks.")
     try:
         with objective.guard():
