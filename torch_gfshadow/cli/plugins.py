@@ -65,7 +65,7 @@ def check(ctx: click.Context, package: str, as_json: bool) -> None:
         if not as_json:
             detail = f"  {escape(item.detail)}" if item.detail else ""
             line = f"{_MARKS[item.outcome]}  {escape(item.what)}{detail}"
-            Console().print(line, highlight=False)
+            Console().print(line, highlight=False, soft_wrap=True)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(item) for item in found], indent=2))
     if any(item.outcome == "fail" for item in found):
