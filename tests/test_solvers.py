@@ -13,7 +13,16 @@ from torchdiffeq._impl.interp import _interp_evaluate
 from torchdiffeq._impl.misc import _compute_error_ratio
 from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver, _RungeKuttaState
 
-from torch_gfshadow.solvers import RKC2, Adams2, Auto, Bosh3, Dopri5, Dopri8, Stepper
+from torch_gfshadow.solvers import (
+    RKC2,
+    Adams2,
+    Auto,
+    Bosh3,
+    Dopri5,
+    Dopri8,
+    Stepper,
+    register_with_torchdiffeq,
+)
 from torch_gfshadow.solvers.adams import AdamsStepper
 from torch_gfshadow.solvers.base import Node, hermite
 from torch_gfshadow.solvers.quadrature import NodeQuadrature, cubic_weights
@@ -792,3 +801,29 @@ def test_auto_goes_over_to_rkc2_where_the_pair_is_held_by_stability():
     exact_now = torch.exp(-rates * stepper.right.time)
     assert float((stepper.right.state - exact_now).norm()) < 2e-3
     assert counted.calls < 0.3 * 6 * 10.0 * 300.0 / 3.31
+
+
+def test_rkc2_can_be_used_from_torchdiffeq():
+    register_with_torchdiffeq()
+    field, start = heat()
+    calls = []
+
+    def forced(t, y):
+        calls.append(1)
+        return field(y) + torch.sin(3.0 * t)
+
+    times = torch.linspace(0.0, 0.2, 5, dtype=F64)
+    y = torchdiffeq.odeint(forced, start, times, method="rkc2", rtol=1e-5, atol=1e-6)
+    out = solve_ivp(
+        lambda t, u: (field(torch.from_numpy(u)) + math.sin(3.0 * t)).numpy(),
+        (0, 0.2),
+        start.numpy(),
+        "Radau",
+        t_eval=times.numpy(),
+        rtol=1e-10,
+        atol=1e-12,
+    )
+    assert float((y - torch.from_numpy(out.y.T.copy())).abs().max()) < 3e-4
+    assert len(calls) < 800
+    with pytest.raises(ValueError, match="y0 must be a real tensor without gradient"):
+        torchdiffeq.odeint(forced, start.requires_grad_(), times, method="rkc2")

@@ -7,6 +7,7 @@ from torch_gfshadow.solvers.adams import Adams2
 from torch_gfshadow.solvers.auto import Auto
 from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper
 from torch_gfshadow.solvers.embedded import Bosh3, Dopri5, Dopri8
+from torch_gfshadow.solvers.in_torchdiffeq import register_with_torchdiffeq
 from torch_gfshadow.solvers.rkc2 import RKC2
 from torch_gfshadow.specs import SolverSpec
 
@@ -22,6 +23,7 @@ __all__ = [
     "SolverConfig",
     "Stepper",
     "gfshadow_solvers",
+    "register_with_torchdiffeq",
 ]
 
 
