@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_gfshadow._streams import Streams, torch_streams
+from torch_gfshadow.alerts import Alerts
 from torch_gfshadow.clock import FlowClock
 from torch_gfshadow.curvature import Curvature
 from torch_gfshadow.errors import must
@@ -69,6 +70,7 @@ def attach(
     loggers: Sequence[object] = (),
     plugins: Sequence[object] = (),
     disable_plugins: Sequence[str] = (),
+    alerts: Alerts | None = None,
     audit: bool = True,
     distributed: bool | None = None,
     probe_model: nn.Module | None = None,
@@ -111,6 +113,7 @@ def attach(
         loggers: Names, ``"name:target"`` such as ``"jsonl:run.jsonl"``, or instances.
         plugins: Plugin objects for this run, besides the installed ones.
         disable_plugins: Installed plugins to leave out.
+        alerts: When to alert, as in ``gfs.Alerts(edge=2.0, discrepancy=0.1, callback=print)``.
         audit: Compare the objective's gradient with the one the steps use.
         distributed: Whether the ranks of a distributed run measure together: the objective is
             then the mean over all samples of all ranks, and rank 0 writes. By default they do
@@ -143,6 +146,9 @@ def attach(
     )
     inner = innermost(optimizer)
     check_kinds(model, probes=probes, bounds=bounds, loggers=loggers)
+    if alerts is not None and not isinstance(alerts, Alerts):
+        fix = "Pass gfs.Alerts(discrepancy=0.1)."
+        raise TypeError(must("alerts", "an Alerts object", repr(alerts), fix))
     registry = Plugins(plugins, disable_plugins, on_error=on_error)
     config = dict(
         mode=mode,
@@ -205,6 +211,7 @@ def attach(
         loggers=[registry.build("loggers", item) for item in written],
         why_passive=why,
         ranks=ranks,
+        alerts=alerts,
     )
     clock = FlowClock()
     if settings.mode in ("batch", "local") and model is not None and chosen is not None:

@@ -29,12 +29,14 @@ class Follower:
     Attributes:
         shadow: The flow now followed, if any.
         step_size: η of the step under way, or of the last one.
+        since: Flow time at which the shadow last started.
         audit: Verdict on the last pair of gradients compared.
     """
 
     def __init__(self, parts: Parts, clock: FlowClock) -> None:
         self.shadow: ShadowFlow | None = None
         self.step_size = 0.0
+        self.since = 0.0
         self.audit = Audit("pending" if parts.objective and parts.settings.audit else "none")
         self._own: Tensor | None = None
         self._audits = SparseSchedule(dense=0, ratio=2.0)
@@ -120,7 +122,7 @@ class Follower:
         if parts.flow is None or parts.objective is None:
             return
         parts.flow.configure(parts.watched.groups, parts.watched.layout)
-        watched = parts.watched
+        watched, self.since = parts.watched, self._clock.time
         self.shadow = self._shadow_at(
             lifted(parts.flow, theta, known[1], watched.state, watched.layout), known
         )
@@ -194,6 +196,7 @@ class Follower:
         """Return the flow's state, and what is noted for the next record."""
         return {
             "step_size": self.step_size,
+            "since": self.since,
             "audit": dataclasses.asdict(self.audit),
             "own": self._own,
             "audits": self._audits.next,
@@ -205,6 +208,7 @@ class Follower:
         """Go on from a saved state, bit for bit."""
         parts = self._parts
         self.step_size, self._own = saved["step_size"], saved["own"]
+        self.since = saved["since"]
         self.audit, self._audits.next = Audit(**saved["audit"]), saved["audits"]
         self._noted = [(Status(status), detail) for status, detail in saved["noted"]]
         self.shadow = None

@@ -122,6 +122,7 @@ class Minibatch(Follower):
                 factor = self._factor()
         if starts:
             assert known is not None
+            self.since = self._clock.time
             state = lifted(flow, theta, factor * known[1], watched.state, watched.layout)
             resolution = self._parts.settings.resolution
             self.shadow = PiecewiseFlow(

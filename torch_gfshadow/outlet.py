@@ -10,6 +10,9 @@ from torch_gfshadow.record import Record, exceeded
 from torch_gfshadow.sinks import Sinks
 from torch_gfshadow.status import Status
 
+KEEP = 10_000
+"""Records kept in memory; loggers write all of them."""
+
 
 class Outlet:
     """Hands each record on.
@@ -29,14 +32,24 @@ class Outlet:
 
     def hold(self, record: Record) -> None:
         """Keep ``record``, and hand it on before the next one."""
-        self._parts.session.records.append(record)
+        self._keep(record)
         self._held = record
 
     def write(self, record: Record) -> None:
         """Hand on what is held, then ``record``."""
         self.release()
-        self._parts.session.records.append(record)
+        self._keep(record)
         self._send(record)
+
+    def _keep(self, record: Record) -> None:
+        """Keep the record; of more than ``KEEP``, thin the older half: memory stays flat."""
+        records = self._parts.session.records
+        records.append(record)
+        if len(records) > KEEP:
+            largest = max(records, key=lambda r: r.discrepancy or 0.0)
+            old, new = records[: KEEP // 2], records[KEEP // 2 :]
+            kept = [r for i, r in enumerate(old) if i % 2 == 0 or r is largest]
+            records[:] = kept + new
 
     def release(self) -> None:
         """Hand on what is held."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch_gfshadow.alerts import Alerts
 from torch_gfshadow.bounds import Bound
 from torch_gfshadow.curvature import Curvature
 from torch_gfshadow.flows import Flow
@@ -38,6 +39,7 @@ class Parts:
     bounds: Sequence[Bound]
     loggers: Sequence[Logger]
     why_passive: str = ""
+    alerts: Alerts | None = None
     source: Callable[[Any], Objective] | None = None
     """Makes the objective of a first batch, in a mode without data."""
     ranks: Ranks | None = None

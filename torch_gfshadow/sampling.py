@@ -10,10 +10,10 @@ from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.session import Settings
 
 _PROBES_SHARE = 0.3
-_GRAIN = 0.01
+_GRAIN = 0.2
 _LONGEST = 32
 _FIRST_WINDOW = 12.0
-_FIRST_PROBE = 300.0
+_FIRST_PROBE = 100.0
 
 
 class Sampler:
@@ -132,8 +132,8 @@ class Sampler:
         own = self._own
         unit = self._unit if self._unit is not None else _FIRST_WINDOW * own / self._steps
         if self._settings.window is None and unit > 0.0:
-            # longer windows as the run grows, none of them more than a point of it
-            self._window = max(1, min(_LONGEST, int(_GRAIN * own / unit)))
+            # longer windows as the run grows, none of them more than a fifth of what there is
+            self._window = max(1, min(_LONGEST, int(_GRAIN * self._settings.budget * own / unit)))
         spent = self._ledger.seconds - self._probes_spent
         return spent + unit * self._window <= self._windows_share * own
 

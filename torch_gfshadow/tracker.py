@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from torch_gfshadow._plain import load_attributes, saved_attributes
+from torch_gfshadow.alerts import Watch
 from torch_gfshadow.clock import FlowClock, SparseSchedule, every
 from torch_gfshadow.follow import Follower
 from torch_gfshadow.measure import Measures
@@ -53,6 +54,7 @@ class Tracker:
         self._losses = SparseSchedule(dense=100, ratio=1.05)
         self._measures = Measures(parts, self.clock)
         self._used = UsedGradients()
+        self._watch = Watch(parts.alerts) if parts.alerts is not None else None
         self._path = 0.0
         self._resumed = False
         self._origin = parts.watched.layout.current(parts.solver.dtype)
@@ -150,6 +152,7 @@ class Tracker:
             "used": self._used.state_dict(),
             "marks": list(parts.watched.marks),
             "losses": self._losses.next,
+            "watch": None if self._watch is None else self._watch.state_dict(),
             **saved_attributes(self, _STATE),
         }
 
@@ -165,6 +168,8 @@ class Tracker:
         self.outlet.load_state_dict(saved["outlet"])
         self._used.load_state_dict(saved["used"])
         self._losses.next = saved["losses"]
+        if self._watch is not None and saved["watch"] is not None:
+            self._watch.load_state_dict(saved["watch"])
         load_attributes(self, _STATE, saved)
         parts.session.ledger.load_state_dict(saved["ledger"])
         self.sampler.load_state_dict(saved["sampler"])
@@ -223,7 +228,16 @@ class Tracker:
             extras=extras,
             **row,
         )
-        return self._measures.with_bounds(record)
+        return self._alerted(self._measures.with_bounds(record))
+
+    def _alerted(self, record: Record) -> Record:
+        alerts = self.parts.alerts
+        if self._watch is None or alerts is None:
+            return record
+        record, new = self._watch.look(record, self.clock.time - self.follower.since)
+        for alert in new if alerts.callback is not None else []:
+            self.parts.isolated(alerts.callback, alert, who="alert callback")
+        return record
 
     def _known_at_start(self) -> tuple[float | None, Tensor | None]:
         objective = self.parts.objective
