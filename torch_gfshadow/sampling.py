@@ -133,7 +133,9 @@ class Sampler:
         unit = self._unit if self._unit is not None else _FIRST_WINDOW * own / self._steps
         if self._settings.window is None and unit > 0.0:
             # longer windows as the run grows, none of them more than a fifth of what there is
-            self._window = max(1, min(_LONGEST, int(_GRAIN * self._settings.budget * own / unit)))
+            self._window = max(
+                1, min(_LONGEST, int(_GRAIN * (self._settings.budget or 0.0) * own / unit))
+            )
         spent = self._ledger.seconds - self._probes_spent
         return spent + unit * self._window <= self._windows_share * own
 
