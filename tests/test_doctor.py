@@ -315,14 +315,14 @@ def sick():
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    (tmp_path / "my_models.py").write_text(MODULE)
+    (tmp_path / "patients.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    yield "my_models"
-    sys.modules.pop("my_models", None)
+    yield "patients"
+    sys.modules.pop("patients", None)
 
 
-@pytest.mark.parametrize("spelled", ["my_models:make", "my_models.py:make"])
+@pytest.mark.parametrize("spelled", ["patients:make", "patients.py:make"])
 def test_the_command(module, spelled):
     shown = CliRunner().invoke(main, ["doctor", spelled, "--steps", "3"])
     assert shown.exit_code == 0, shown.output
@@ -335,7 +335,7 @@ def test_the_command(module, spelled):
 
 
 def test_the_command_exits_with_one_where_something_is_wrong(module):
-    shown = CliRunner().invoke(main, ["doctor", "my_models:sick"])
+    shown = CliRunner().invoke(main, ["doctor", "patients:sick"])
     assert shown.exit_code == 1
     assert "scalar" in shown.output
     assert "Diagnosis: something is wrong" in shown.output
@@ -344,12 +344,12 @@ def test_the_command_exits_with_one_where_something_is_wrong(module):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("my_models", "MODULE:FACTORY must be a module and a function in it, got 'my_models'"),
+        ("patients", "MODULE:FACTORY must be a module and a function in it, got 'patients'"),
         ("nowhere_at_all:make", "MODULE must be a module that can be imported"),
         ("nowhere.py:make", "MODULE must be a module or a file"),
         (
-            "my_models:mak",
-            "FACTORY must be a function in my_models, got 'mak'. It has: make, sick.",
+            "patients:mak",
+            "FACTORY must be a function in patients, got 'mak'. It has: make, sick.",
         ),
     ],
 )

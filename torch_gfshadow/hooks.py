@@ -126,9 +126,10 @@ class Hook:
     """A callable that leaves nothing of itself in copies and pickles of the optimizer."""
 
     def __init__(self, function: Callable[..., Any] | None) -> None:
-        self._function = function
+        # here and not at the class: it loads the compiler, a second of every command line
+        disable: Any = torch.compiler.disable
+        self._function = disable(function) if function is not None else None
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any) -> Any:
         """Call the function, if it was not cleared."""
         return self._function(*args) if self._function is not None else None
