@@ -294,6 +294,7 @@ class ShadowFlow:
             node, h = stepper.right, stepper.right.time - stepper.left.time
             self._losses = (self._losses[1], self._loss_at(node.time))
             if self._own_error is None:
+                self._bar.two_sided = stepper.rough
                 curvature = stepper.stiffness
                 if curvature is None:
                     known = abs(lambda_max) if lambda_max is not None else self._curvature
