@@ -62,7 +62,7 @@ def _assert_integrates(config: SolverConfig, tolerance: float) -> float:
         if stepper.right.time >= _END:
             break
         before = stepper.right
-        if not stepper.step(tolerance, 0.0, longest):
+        if not stepper.step(tolerance, 0.0, longest, None):
             if stepper.right is not before:
                 raise AssertionError("a rejected step must leave the solution where it was")
             continue

@@ -19,7 +19,7 @@ class Tsit5Stepper:
     """A live solver. See ``torch_gfshadow.solvers.Stepper`` for what each member means."""
 
     name, order, rough, ungraded = "tsit5", 5, False, 0.0
-    stability = 3.5
+    stability, stiffness = 3.5, None
 
     def __init__(self, field: Field, node: Node, first_step: float) -> None:
         self.left = self.right = node
@@ -28,7 +28,13 @@ class Tsit5Stepper:
         self._field = field
         self._slopes: tuple[Tensor, ...] = ()
 
-    def step(self, tolerance: float, shortest: float = 0.0, longest: float = float("inf")) -> bool:
+    def step(
+        self,
+        tolerance: float,
+        shortest: float = 0.0,
+        longest: float = math.inf,
+        lambda_max: float | None = None,
+    ) -> bool:
         """Try one step; its local error's 2-norm is held under ``tolerance``."""
         h, node = min(self.next_step, longest), self.right
         slopes, state = [node.field], node.state
