@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import gfshadow_wandb
 import pytest
@@ -48,6 +49,10 @@ def messages(file):
 def read(directory):
     """History rows, final summary and config, as a sync would send them."""
     (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 20.0  # wandb's own process may still be writing
+    while "exit" not in {m.WhichOneof("record_type") for m in messages(file)}:
+        assert time.monotonic() < deadline, "the run has no end"
+        time.sleep(0.05)
     rows, summary, config = [], {}, {}
     for message in messages(file):
         kind = message.WhichOneof("record_type")
