@@ -186,7 +186,9 @@ def test_a_part_that_raises_is_logged_once_and_the_shadow_goes_on(part, caplog):
     assert len([r for r in caplog.records if "disk full" in r.getMessage()]) == 1
     assert shadow.status == "ok"
     assert len(shadow.records) == 6
-    assert len(shadow.errors) == 1
+    cause, *muted = shadow.errors  # a logger that goes on failing is muted, and says so, once
+    assert isinstance(cause, OSError)
+    assert [str(error).endswith("muted for this run.") for error in muted] in ([], [True])
 
 
 # -- schedules, scalers, closures, copies ---------------------------------------------------------
