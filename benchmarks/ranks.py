@@ -105,7 +105,9 @@ def main() -> None:
     if chosen.worker:
         worker(chosen.steps, chosen.worker)
         return
-    print("ranks  gradients/step  products  samples/gradient  MB sent/step  discrepancy  time ratio")
+    print(
+        "ranks  gradients/step  products  samples/gradient  MB sent/step  discrepancy  time ratio"
+    )
     for ranks in chosen.ranks:
         row = measured(ranks, chosen.steps)
         print(
