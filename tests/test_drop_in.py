@@ -187,7 +187,7 @@ def test_a_part_that_raises_is_logged_once_and_the_shadow_goes_on(part, caplog):
     assert shadow.status == "ok"
     assert len(shadow.records) == 6
     cause, *muted = shadow.errors  # a logger that goes on failing is muted, and says so, once
-    assert isinstance(cause, OSError)
+    assert "disk full" in str(cause)
     assert [str(error).endswith("muted for this run.") for error in muted] in ([], [True])
 
 
