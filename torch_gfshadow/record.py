@@ -32,7 +32,9 @@ class Record:
     time: float = field(metadata={"unit": "t", "meaning": "flow time t_k = Σ_{j<k} η_j"})
     step_size: float | None = _unit("t", "step size η of the step that led here")
     loss: float | None = _unit("f", "objective at the iterate, f(θ_k)")
-    shadow_loss: float | None = _unit("f", "objective at the shadow, f(θ̃(t_k))")
+    shadow_loss: float | None = _unit(
+        "f", "objective at the shadow, f(θ̃(t_k)); a cubic in time between solver nodes"
+    )
     grad_norm: float | None = _unit(
         "f/θ", "norm of the gradient the last step used; at step 0 of ∇f(θ_0)"
     )

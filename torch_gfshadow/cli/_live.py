@@ -79,7 +79,8 @@ class LiveView:
             shown = f"{number(cell.get('value'))} ({kind})"
             table.add_row(f"bound {printable(str(name))}", Text(shown), Text(), Text())
         state = "finished" if self.finished else "running"
-        title = Text(f"{self.name} · {state} · step {last.step:,} · t = {number(last.time)}")
+        # the state first: of a long path a terminal shows the beginning only
+        title = Text(f"{state} · step {last.step:,} · t = {number(last.time)} · {self.name}")
         return Panel(Group(table, Text(), *self._footer(last)), title=title, title_align="left")
 
     def _footer(self, last: Record) -> list[Text]:
