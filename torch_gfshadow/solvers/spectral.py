@@ -23,6 +23,7 @@ MARGIN = 1.2
 _LIFE = 40
 _COLD, _WARM = 24, 4
 _CLOSE = 0.03
+_ALIGNED = 0.9
 _PLAIN = ["radius", "_age", "_hint"]
 
 
@@ -81,9 +82,14 @@ class SpectralRadius:
             last, found = found, norm / size
             if not (math.isfinite(found) and norm > 0.0):
                 break
+            near = last if turn else known
+            close = near is not None and abs(found - near) <= _CLOSE * found
+            # an old direction may give the old figure by chance: it must still be an eigenvector
+            if close and not turn:
+                along = abs(float(torch.dot(difference, vector)))
+                close = along >= _ALIGNED * norm * float(torch.linalg.vector_norm(vector))
             vector = difference
-            near = (last,) if turn else (known,)
-            if any(n is not None and abs(found - n) <= _CLOSE * found for n in near):
+            if close:
                 break
         if math.isfinite(found):
             self.radius, self._vector = found, vector
