@@ -4,7 +4,7 @@ Networks with ReLU and max-pool on real digits, each followed by gradient descen
 beside it and by a reference: Heun's method in float64 with an eighth of the step, on plain
 gradients, which knows nothing of averaged slopes. One row per network, seed and resolution.
 
-    python benchmarks/kinks.py --steps 1500 --seeds 0 1 2 --cache /tmp/kinks
+    python -m benchmarks.kinks --steps 1500 --seeds 0 1 2 --cache /tmp/kinks
 
 The references take 16 gradients per step and are kept in the cache directory.
 """
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import torch_gfshadow as gfs
+from benchmarks.tables import Table
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.experiments.data import Digits, mnist_digits
 from torch_gfshadow.experiments.networks import cross_entropy, fully_connected
@@ -156,6 +157,28 @@ def run(
         bars[-1] / discrepancy,
         errors[-1] / discrepancy,
     )
+
+
+_STEPS = {"tiny": 30, "quick": 600, "full": 1500}
+_SEEDS = {"tiny": (0,), "quick": (0,), "full": (0, 1, 2)}
+
+
+def tables(size: str) -> list[Table]:
+    """Return cost, coverage and tightness of every case; references are not kept."""
+    steps, rows, digits = _STEPS[size], [], mnist_digits(1000, download=False)
+    for name in ["small"] if size == "tiny" else CASES:
+        for seed in _SEEDS[size]:
+            exact = reference(flow_of(CASES[name], seed, digits), CASES[name].step_size, steps)
+            for resolution in (None, 0.5, 0.1):
+                row = run(name, seed, steps, resolution, exact, digits)
+                asked = "default" if resolution is None else f"{resolution:g}"
+                shares = [f"{row.cover:.0%}", row.ratio, f"{row.bar:.0%}", f"{row.error:.0%}"]
+                label = f"{name}, seed {seed}, {asked}"
+                rows.append([label, row.gradients, row.forwards, *shares])
+    heads = ["network, seed, resolution", "gradients per step", "forward passes per step"]
+    heads += ["records under the bar", "bar / true error", "bar / discrepancy"]
+    note = f"{steps} steps, {N_RECORDS} records each, probes left out of the counts."
+    return [Table("kinks", [*heads, "true error / discrepancy"], rows, note)]
 
 
 def main() -> None:

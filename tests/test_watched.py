@@ -156,3 +156,20 @@ def test_a_dropped_optimizer_leaves_no_groups(model):
     del optimizer
     assert seen.optimizer is None
     assert list(seen.groups) == []
+
+
+def test_an_edit_is_seen_where_the_parameters_were_moved_in_memory():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watched = Watched(optimizer, layout_of(optimizer, model))
+    watched.mark()
+    assert not watched.edited()
+    model.weight.data = model.weight.data.clone()  # elsewhere, but the same
+    assert not watched.edited()
+    model.weight.data.add_(1.0)  # no version counter of the parameter moves
+    assert watched.edited()
+    watched.mark()
+    model.weight.data = model.weight.data.t().contiguous().t()  # strided: the same values
+    assert not watched.edited()
+    model.weight.data[0, 0] = 7.0
+    assert watched.edited()

@@ -114,8 +114,12 @@ class StepHooks:
         self._calling = True
         try:
             # our tensors must be neither inference tensors nor part of anybody's graph
-            with torch.inference_mode(False), torch.no_grad():
-                function()
+            if torch.is_inference_mode_enabled():
+                with torch.inference_mode(False), torch.no_grad():
+                    function()
+            else:
+                with torch.no_grad():
+                    function()
         except Exception as error:
             self._fail(error)
         finally:

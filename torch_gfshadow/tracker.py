@@ -57,7 +57,8 @@ class Tracker:
         self._watch = Watch(parts.alerts) if parts.alerts is not None else None
         self._path = 0.0
         self._resumed = False
-        self._origin = parts.watched.layout.current(parts.solver.dtype)
+        # in the parameters' own dtype, which holds them exactly in half the space
+        self._origin = self._now().to(parts.watched.layout.dtype)
         self._last_theta = self._origin
 
     @property
@@ -71,7 +72,7 @@ class Tracker:
         """Start the shadow where the run stands, and make record 0."""
         self.follower.read_step_size()
         if self.sampler.begins(0):
-            self.follower.start(self._origin)
+            self.follower.start(self._now())
         self.parts.watched.mark()
         self.outlet.hold(self._record())
 
@@ -181,10 +182,10 @@ class Tracker:
 
     def _record(self) -> Record:
         parts, step = self.parts, self.clock.step
-        theta = parts.watched.layout.current(parts.solver.dtype)
+        theta = self._now()
         distance = norm(theta - self._origin)
         self._path += norm(theta - self._last_theta)
-        self._last_theta = theta
+        self._last_theta = theta.to(parts.watched.layout.dtype)
         row: dict[str, Any] = {"distance_from_init": distance}
         extras: dict[str, Any] = {}
         loss, grad = self._known_at_start() if step == 0 else (None, None)
@@ -192,6 +193,7 @@ class Tracker:
         row["grad_norm"] = norm(grad) if grad is not None else None
         row["local_defect"] = self._used.defect()
         extras["run"] = {"path_length": self._path, **self._used.secant()}
+        self._used.compared()
         if not math.isfinite(distance):
             self.follower.note(Status.NON_FINITE, "The run's own parameters are not finite")
             return self._finished({**row, "distance_from_init": None}, extras, loss)
@@ -204,6 +206,10 @@ class Tracker:
             if loss is None and self._losses.due(step):
                 loss = parts.objective.loss(theta, "loss")
         return self._finished(row, extras, loss)
+
+    def _now(self) -> Tensor:
+        """Return the run's parameters, shape ``[d]``, in the dtype of the flow's state."""
+        return self.parts.watched.layout.current(self.parts.solver.dtype)
 
     def _finished(self, row: dict[str, Any], extras: dict[str, Any], loss: float | None) -> Record:
         parts, ledger = self.parts, self.parts.session.ledger

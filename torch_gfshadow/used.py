@@ -39,6 +39,10 @@ class UsedGradients:
         """Let a step pass unread."""
         self.now = self._at = None
 
+    def compared(self) -> None:
+        """Let go of what only the present record needs: two vectors of the size of θ."""
+        self.before = self._moved = None
+
     def state_dict(self) -> dict[str, Any]:
         """Return both gradients and where they were taken."""
         return saved_attributes(self, _STATE)

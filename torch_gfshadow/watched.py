@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_gfshadow._purity import unwrap
-from torch_gfshadow._tree import Layout, local
+from torch_gfshadow._tree import Layout, is_sharded, local
 from torch_gfshadow.errors import must
 
 _SAMPLED_PARAMS, _SAMPLED_VALUES = 8, 64
@@ -75,6 +75,8 @@ class Watched:
         self.layout = layout
         self._ids = {id(p) for p in layout.params}
         self._marks: list[Tensor] = []
+        self._located: list[tuple[Tensor, int]] = []
+        self._views: list[list[Tensor]] = []
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -127,7 +129,7 @@ class Watched:
 
     def mark(self) -> None:
         """Remember a sample of the parameters as they are now."""
-        self._marks = [p.detach().clone() for p in self._sample()]
+        self._marks = self._sample()
 
     @property
     def marks(self) -> list[Tensor]:
@@ -140,19 +142,36 @@ class Watched:
 
     def edited(self) -> bool:
         """Say whether the sample changed since :meth:`mark`: somebody else moved the model."""
-        return bool(self._marks) and not all(
-            _unchanged(mark, now) for mark, now in zip(self._marks, self._sample(), strict=True)
-        )
+        if not self._marks:
+            return False
+        now = self._sample()
+        return not all(map(_unchanged, self._marks, now))
 
     def _sample(self) -> list[Tensor]:
+        """Return copies, one vector per dtype and device; most steps do nothing else."""
+        for part, at in self._located:
+            if part.data_ptr() != at:
+                self._located = []
+                break
+        if not self._located:
+            self._locate()
+        return [torch.cat(views) for views in self._views]
+
+    def _locate(self) -> None:
+        """Find the sampled entries in memory; they stay there until somebody sets ``.data``."""
         params = self.layout.params
         n = min(len(params), _SAMPLED_PARAMS)
         last = len(params) - 1
-        out = []
+        groups: dict[Any, list[Tensor]] = {}
         for param in (params[i * last // max(n - 1, 1)] for i in range(n)):  # both ends are in
-            flat = local(param.detach()).reshape(-1)
-            out.append(flat[:: max(1, flat.numel() // _SAMPLED_VALUES)])
-        return out
+            part = local(param.detach())
+            flat = part.reshape(-1)
+            view = flat[:: max(1, flat.numel() // _SAMPLED_VALUES)]
+            groups.setdefault((part.dtype, part.device), []).append(view)
+            # a copy would not follow: of these, and of shards, look anew each time
+            plain = part.is_contiguous() and not is_sharded(param)
+            self._located.append((param, part.data_ptr()) if plain else (part, -1))
+        self._views = list(groups.values())
 
 
 def _dense(grad: Tensor) -> Tensor:

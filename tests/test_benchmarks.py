@@ -1,0 +1,152 @@
+"""Every benchmark runs at its smallest size, and its counts are what they must be."""
+
+from __future__ import annotations
+
+import math
+import sys
+from importlib import import_module
+
+import pytest
+from pages import ROOT
+
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import eigen, flow, idle, kinks, memory, scaling
+from benchmarks.__main__ import NAMES, PAGE
+from benchmarks.networks import CASES, batch_of, digits
+from benchmarks.tables import Table, write
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch.jit, by a peer
+OURS = "**gfshadow**, default"
+
+
+@pytest.fixture(scope="module")
+def linear():
+    return flow.measure("linear", "tiny")
+
+
+def test_the_flow_table_holds_its_peers_and_their_exact_counts(linear):
+    counts = linear.column("gradients per step")
+    assert counts["centralflows' scheme: max(4, ⌈2ηλ⌉) Euler"] == 4.0  # η·λ < 2
+    spans_of_rk4 = counts["edge-of-stability's scheme: RK4, h = 1/λ"]
+    assert spans_of_rk4 == 4.0  # as h = 1/λ exceeds the span between records
+    assert counts["torchdiffeq, a call per step, rtol 1e-05"] >= 8.0  # 2 to start, 6 a step
+    once = counts["torchdiffeq, one call, rtol 1e-05"]
+    assert 0 < once < counts["torchdiffeq, a call per step, rtol 1e-05"]
+
+
+def test_errors_are_measured_against_a_reference_and_ours_holds_its_claim(linear):
+    errors, claims = linear.column("true error / discrepancy"), linear.column("claimed")
+    assert 0 < errors[OURS] <= claims[OURS] < 0.2
+    # RK4 with h = 1/λ is accurate here, Euler is off by a part of the discrepancy itself
+    rk4, euler = list(errors.values())[-2:]
+    assert rk4 < 0.01
+    assert 0.1 < euler < 0.5
+
+
+def test_the_reference_is_the_flow():
+    case, batch = CASES["linear"], batch_of(digits(40), flow.torch.float32)
+    exact = flow.reference(case, batch, 10)
+    run, _ = flow.descent(case, batch, 10)
+    halved = case._replace(step_size=case.step_size / 2)
+    finer, _ = flow.descent(halved, batch, 20)
+    # gradient descent with half the step is twice as near
+    ratio = float((run[-1] - exact[-1]).norm() / (finer[-1] - exact[-1]).norm())
+    assert ratio == pytest.approx(2.0, rel=0.05)
+
+
+def test_the_probe_needs_fewer_products_than_arpack_for_the_same_residual():
+    table = eigen.measure("relu", "tiny")
+    ours, theirs = (list(row) for row in table.rows[:2])
+    assert "gfshadow" in ours[0]
+    assert "scipy" in theirs[0]
+    assert 2 < ours[1] < theirs[1]
+    assert 2 < ours[3] < theirs[3]
+    for row in (ours, theirs):
+        assert max(row[4:6]) <= 0.01
+
+
+def test_a_product_is_timed_against_a_gradient():
+    for row in eigen.products("tiny").rows:
+        assert row[2] == "func"
+        assert 0.2 < row[3] < 10.0
+
+
+def test_bytes_are_counted_exactly():
+    n = 1000
+
+    def three_then_one():
+        a = memory.torch.zeros(n)
+        b = a + 1.0
+        c = b * 2.0
+        return c
+
+    peak, rest = memory.allocated(three_then_one)
+    assert 3 * 4 * n <= peak <= 3 * 4 * n + 100  # the scalars are tensors for a moment
+    assert rest == 4 * n
+
+
+def test_shadows_hold_copies_and_peers_hold_theirs():
+    table = memory.solvers("tiny")
+    peaks = table.column("copies at peak")
+    for label, rest in table.column("at rest").items():
+        assert rest is None or 2.0 <= rest <= peaks[label]
+    # dopri5 of torchdiffeq: 30 vectors of float64
+    assert 50 < peaks["torchdiffeq dopri5"] < 80
+    assert peaks["centralflows' scheme: Euler"] < peaks["edge-of-stability's scheme: RK4"]
+
+
+def test_records_are_counted():
+    rows = memory.records("tiny").rows
+    assert [row[1] for row in rows] == [201, 401, 601, 801]
+
+
+def test_an_idle_shadow_evaluates_nothing():
+    for row in idle.tables("tiny")[0].rows:
+        assert row[4] == 0
+        assert abs(row[1]) < 10_000
+
+
+def test_the_fitted_exponent_is_that_of_the_power_law():
+    points = [scaling.Point(n, 1.0, n**1.5, 1.0, 1.0) for n in (10, 100, 1000)]
+    assert scaling.exponent(points, lambda p: p.gradient) == pytest.approx(1.5)
+
+
+def test_scaling_measures_every_size(tmp_path):
+    tables = scaling.tables("tiny")
+    for table, sizes in zip(tables, (("3,210", "6,442"), ("20", "40")), strict=True):
+        assert [row[0] for row in table.rows[:-1]] == list(sizes)
+        assert all(math.isfinite(row[1]) and row[1] > 0 for row in table.rows[:-1])
+    scaling.draw(tables, tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_kinks_small():
+    (table,) = kinks.tables("tiny")
+    assert len(table.rows) == 3
+
+
+def test_every_name_is_a_module_and_every_table_of_the_page_has_its_place():
+    text = PAGE.read_text(encoding="utf-8")
+    for name in NAMES:
+        assert callable(import_module(f"benchmarks.{name}").tables)
+    names = [f"{kind} {case}" for kind in ("flow", "eigen") for case in CASES]
+    names += ["product", "memory", "records", "idle", "kinks", "machine"]
+    for name in [*names, "scaling parameters", "scaling examples"]:
+        assert text.count(f"<!-- table: {name} -->") == 1
+    assert text.count("<!-- table:") == text.count("<!-- end -->")
+
+
+def test_a_table_is_written_between_its_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- table: t -->\nold\n<!-- end -->\nb\n", encoding="utf-8")
+    table = Table("t", ["x", "y"], [["one", 0.12345], ["two", None], ["three", 12345]], "Note.")
+    write(page, table, "hand")
+    text = page.read_text(encoding="utf-8")
+    assert "old" not in text
+    assert "| one | 0.123 |\n| two | – |\n| three | 12,345 |" in text
+    assert text.startswith("a\n<!-- table: t -->\n")
+    assert text.endswith("Made by hand.\n\n<!-- end -->\nb\n")
+    with pytest.raises(ValueError, match="must hold '<!-- table: u -->'"):
+        write(page, table.__class__("u", [], [], ""), "hand")
