@@ -135,7 +135,7 @@ def test_training_and_its_metrics_are_bit_identical(loop, mode):
         assert all(same(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("loop", ["automatic", "accumulation", "clipping", "manual"])
+@pytest.mark.parametrize("loop", ["automatic", "accumulation", "clipping", "bf16", "manual"])
 def test_the_audit_sees_the_gradient_lightning_uses(loop):
     ours = callback(objective=own if loop == "manual" else None)
     trained(ours, **LOOPS[loop])

@@ -6,7 +6,7 @@ Read next: ``objective``, which adds the data, the counting and the checks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +48,7 @@ class Sandbox:
         self.random_state = self.streams.state()
         self._host = Host(self.model, layout)
         self.by_backward = False
+        self.autocast: torch.dtype | None = None  # as an audit asks; measurements are without
         self._unused: set[str] = set()
         self.averages = True
 
@@ -95,7 +96,8 @@ class Sandbox:
         if isinstance(batch, Replay):
             batch, state = batch
         self.streams.load(state)
-        loss = self.fn(self.model, batch)
+        with self._casting():
+            loss = self.fn(self.model, batch)
         if isinstance(loss, Tensor) and loss.numel() == 1:
             return loss.reshape(())
         shape = f" of shape {list(loss.shape)}" if isinstance(loss, Tensor) else ""
@@ -107,6 +109,12 @@ class Sandbox:
                 "Return the mean loss as a tensor, e.g. losses.mean().",
             )
         )
+
+    def _casting(self) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return nullcontext()
+        kind = next(iter(self.devices)).type
+        return torch.autocast(kind, dtype=self.autocast, cache_enabled=False)
 
     def pure(
         self, batch: Any, dtype: torch.dtype | None = None

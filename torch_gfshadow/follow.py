@@ -9,18 +9,25 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torch_gfshadow.audit import Audit, compare
 from torch_gfshadow.clock import FlowClock, SparseSchedule
 from torch_gfshadow.errors import FlowError
 from torch_gfshadow.flows.base import lifted, position
+from torch_gfshadow.objective import Objective
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.shadow import ShadowFlow
 from torch_gfshadow.status import Status, worst
 from torch_gfshadow.used import norm
 
 _log = logging.getLogger(__name__)
+
+_HALVES = (torch.bfloat16, torch.float16)
+"""What loops run their forward passes in under autocast."""
+_AUTOCAST_COSINE = 0.8
+"""Below it two gradients are not one in two precisions."""
 
 
 class Follower:
@@ -40,6 +47,7 @@ class Follower:
         self.audit = Audit("pending" if parts.objective and parts.settings.audit else "none")
         self._own: Tensor | None = None
         self._audits = SparseSchedule(dense=0, ratio=2.0)
+        self._halves: tuple[torch.dtype, ...] = _HALVES
         self._noted: list[tuple[Status, str]] = []
         self._parts, self._clock = parts, clock
 
@@ -81,12 +89,30 @@ class Follower:
         loss, self._own = objective.loss_and_grad(theta, "audit")
         return loss
 
-    def _compare(self, own: Tensor, used: Tensor) -> None:
+    def _compare(self, own: Tensor, used: Tensor, objective: Objective | None = None) -> None:
         before = self.audit.kind
         self.audit = compare(used, own)
+        if self.audit.kind == "mismatch" and self.audit.cosine > _AUTOCAST_COSINE:
+            self.audit = self._compared_in_halves(used, objective or self._parts.objective)
         if self.audit.kind == "mismatch" and before != "mismatch":
             step = self._clock.step
             _log.warning("gradient audit at step %d: %s", step, Status.MISMATCH.sentence)
+
+    def _compared_in_halves(self, used: Tensor, objective: Objective | None) -> Audit:
+        """Compare with the gradient as the loop computes it if it runs under autocast.
+
+        The loop's autocast is over when its step is seen, so it is found out by trying.
+        """
+        theta = self._parts.watched.layout.current()
+        for dtype in self._halves if objective is not None else ():
+            assert objective is not None
+            found = compare(used, objective.grad_in(theta, dtype, "audit"), dtype=dtype)
+            if found.kind != "mismatch":
+                self._halves = (dtype,)
+                return found
+        if len(self._halves) > 1:
+            self._halves = ()  # not a loop under autocast
+        return self.audit
 
     def known_loss(self) -> tuple[Tensor, float] | None:
         """Return a point of the flow and the loss that was found there."""
@@ -200,6 +226,7 @@ class Follower:
             "audit": dataclasses.asdict(self.audit),
             "own": self._own,
             "audits": self._audits.next,
+            "halves": [_HALVES.index(dtype) for dtype in self._halves],
             "noted": [(status.value, detail) for status, detail in self._noted],
             "shadow": None if self.shadow is None else self.shadow.state_dict(),
         }
@@ -210,6 +237,7 @@ class Follower:
         self.step_size, self._own = saved["step_size"], saved["own"]
         self.since = saved["since"]
         self.audit, self._audits.next = Audit(**saved["audit"]), saved["audits"]
+        self._halves = tuple(_HALVES[i] for i in saved["halves"])
         self._noted = [(Status(status), detail) for status, detail in saved["noted"]]
         self.shadow = None
         if saved["shadow"] is None or parts.flow is None or parts.objective is None:

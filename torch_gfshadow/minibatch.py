@@ -118,7 +118,7 @@ class Minibatch(Follower):
         if starts or self._parts.settings.audit:
             known = objective.loss_and_grad(theta, "audit")
             if used is not None and self._parts.settings.audit:
-                self._compare(known[1], used)
+                self._compare(known[1], used, objective)
                 factor = self._factor()
         if starts:
             assert known is not None

@@ -133,6 +133,15 @@ class Objective:
         loss, grad = self.sandbox.gradient(theta, self._chunks, entered=entered)
         return self.mean(loss), self.averaged(grad)
 
+    def grad_in(self, theta: Tensor, dtype: torch.dtype, purpose: str) -> Tensor:
+        """Return ∇f(θ) as a loop under autocast of ``dtype`` computes it, shape ``[d]``."""
+        self.ledger.grads[purpose] += 1
+        self.sandbox.autocast = dtype
+        try:
+            return self.averaged(self.sandbox.gradient(theta, self._chunks)[1])
+        finally:
+            self.sandbox.autocast = None
+
     @property
     def kinked(self) -> bool:
         """Whether the model has activations with kinks that can be averaged over."""
