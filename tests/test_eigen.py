@@ -372,6 +372,33 @@ def test_the_lower_bound_fails_no_more_often_than_stated(name, budget):
     assert failures < 7
 
 
+def test_the_lower_bound_fails_no_more_often_than_stated_over_random_matrices():
+    generator = torch.Generator().manual_seed(0)
+    trials, failures, finite = 1000, 0, 0
+    for seed in range(trials):
+        n = 40
+        q = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
+        half = torch.randn(n // 2, generator=generator, dtype=torch.float64)
+        eigenvalues = [
+            torch.cat([half, half]).sort().values,  # every eigenvalue twice
+            torch.cat([half, -half]),  # sign-symmetric
+            torch.cat([half, -half]) * 1e-4,  # near-zero start
+            torch.cat([half, -3.0 - 1e-3 * half.abs()]),  # clustered lower end
+        ][seed % 4]
+        if seed % 4 == 3:
+            eigenvalues[n // 2 + 3 :] = half[3:]
+        matrix = q @ torch.diag(eigenvalues) @ q.T
+        matrix = 0.5 * (matrix + matrix.T)
+        lowest = float(torch.linalg.eigvalsh(matrix)[0])
+        ends = solve(matrix, seed=seed, max_products=3 + seed % 7, tol=1e-12)
+        assert ends.failure_probability == FAILURE_PROBABILITY
+        finite += math.isfinite(ends.lower_bound)
+        failures += ends.lower_bound > lowest + 1e-10
+    # 10 are expected at most; 21 or more have a probability below 2e-3.
+    assert failures < 21
+    assert finite == trials
+
+
 def test_the_lower_bound_is_sharper_than_the_a_priori_one_and_closes_in():
     matrix = dense(SPECTRA["sign symmetric bulk"])
     gaps = []

@@ -123,6 +123,19 @@ def test_lambda_min_is_the_dense_hessians_within_its_residual(setup, exact):
     assert measured["converged"] is True
     nearest = (values - measured["lambda_min"]).abs().min()
     assert float(nearest) <= measured["lambda_min_residual"] + 1e-9
+    inside = (values >= measured["value_minus_residual"] - 1e-9) & (
+        values <= measured["lambda_min"] + measured["lambda_min_residual"] + 1e-9
+    )
+    assert bool(inside.any())
+
+
+def test_after_a_warm_start_no_lower_bound_is_claimed(setup):
+    first = setup.point().spectrum()
+    measured = LambdaMin(tol=1e-3).measure(setup.point(previous=first))
+    assert measured["failure_probability"] is None
+    assert measured["lower_bound"] is None
+    expected = measured["lambda_min"] - measured["lambda_min_residual"]
+    assert measured["value_minus_residual"] == expected
 
 
 def test_lambda_max_is_the_dense_hessians_and_the_edge_is_eta_times_it(setup, exact):
