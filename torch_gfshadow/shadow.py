@@ -6,6 +6,7 @@ back, so a step of the run costs a fraction of an evaluation. Read next: ``solve
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -130,7 +131,7 @@ class ShadowFlow:
         self._first_norm = float(torch.linalg.vector_norm(start))
         self._scale = self._local_scale(node)
         self._stepper: Stepper = config.start(self._field, node, 0.1 * self._step_size)
-        self._bar = ErrorBar(self._errors, node)
+        self._bar = ErrorBar(self._errors, node, self._narrow)
         self._evals, self._steps_of_run = 0, 0
 
     @classmethod
@@ -191,7 +192,7 @@ class ShadowFlow:
         device = self._field.objective.layout.device
         like = torch.empty(0, dtype=self.config.dtype, device=device)
         self._stepper = self.config.resume(self._field, saved["stepper"], like)
-        self._bar = ErrorBar(self._errors, self._stepper.right)
+        self._bar = ErrorBar(self._errors, self._stepper.right, self._narrow)
         self._bar.load_state_dict(saved["bar"])
         load_plain(self, _PLAIN, saved)
         self.status = Status(saved["status"])
@@ -219,6 +220,12 @@ class ShadowFlow:
         """Error bar on the shadow as far as it is integrated, in the units of θ."""
         own = self._own_error
         return self._bar.value if own is None else own
+
+    @property
+    def _narrow(self) -> torch.dtype:
+        """Dtype for what need not be exact: the parameters', but float32 at least."""
+        dtypes = (p.dtype for p in self._field.objective.layout.params)
+        return functools.reduce(torch.promote_types, dtypes, torch.float32)
 
     @property
     def _own_error(self) -> float | None:

@@ -42,18 +42,20 @@ class ErrorBar:
     Args:
         field: Right-hand side F, counted as error control.
         node: Where the error is zero.
+        dtype: Of ε and of what is not carried yet: it need not be that of the state, since ε is
+            good to a factor. ``None`` for the state's.
 
     Attributes:
         two_sided: Difference the field on both sides of θ̃. A solution that slides along a kink
             stands on one side of it, and a one-sided difference takes the jump for growth.
     """
 
-    def __init__(self, field: Field, node: Node) -> None:
+    def __init__(self, field: Field, node: Node, dtype: torch.dtype | None = None) -> None:
         self.two_sided = False
         self._field = field
-        self._error = torch.zeros_like(node.state)
+        self._error = torch.zeros_like(node.state, dtype=dtype)
         self._start = node.time
-        self._pending = torch.zeros_like(node.state)
+        self._pending = torch.zeros_like(self._error)
         self._h_lambda = 0.0
         self._steps, self._evaluations = 0, 0
         self._norm = 0.0
@@ -146,9 +148,9 @@ class ErrorBar:
             def error_field(error: Tensor) -> Tensor:
                 moved = self._field(node.state + scale * error)
                 if not self.two_sided:
-                    return (moved - node.field).div_(scale).add_(forcing)
-                back = self._field(node.state - scale * error)
-                return (moved - back).div_(2.0 * scale).add_(forcing)
+                    return moved.sub_(node.field).div_(scale).to(error.dtype).add_(forcing)
+                moved.sub_(self._field(node.state - scale * error))
+                return moved.div_(2.0 * scale).to(error.dtype).add_(forcing)
 
             slope = error_field(self._error) if bool(self._error.any()) else forcing
             plain = float(torch.linalg.vector_norm(self._error))
