@@ -50,6 +50,7 @@ class Minibatch(Follower):
         self._scale = 0.0
         self._judged: Mapping[str, Any] | None = None
         self._resumed = False
+        self._cut = 0
         self.audit = type(self.audit)("pending" if parts.settings.audit else "none")
 
     @property
@@ -103,8 +104,12 @@ class Minibatch(Follower):
     def before(self, used: Tensor | None) -> None:
         """Make the field of the step to come, from its batches and the gradient it will use."""
         window, self._piece = self._observed.take(), None
+        cut, self._cut = self._cut, 0
         flow, watched = self._parts.flow, self._parts.watched
         if not self._follows_next or flow is None:
+            return
+        if cut and self.wants_batches:
+            self._lost(cut)
             return
         objective = self._objective(window)
         if objective is None:
@@ -131,6 +136,15 @@ class Minibatch(Follower):
             self.shadow.observe(self._scale if self._restarts else 0.0)
             self._fresh = self._restarts
         self._piece = objective, factor, known if starts else None
+
+    def _lost(self, count: int) -> None:
+        """Pass over a step some of whose batches were observed before the state was saved."""
+        self.note(
+            Status.UNOBSERVED,
+            f"the state was saved in the middle of step {self._clock.step + 1}, after {count} "
+            "of its batches, which it does not keep; save after a step",
+        )
+        self.resync()
 
     def after(self, theta: Tensor | None = None) -> None:
         """Follow the flow of the step that was taken."""
@@ -164,6 +178,7 @@ class Minibatch(Follower):
         return super().state_dict() | {
             "fresh": self._fresh,
             "scale": self._scale,
+            "window": self._observed.count or self._cut,
             "known": self._base is not None or self._resumed,
             "judged": self._judged if curvature is None else curvature.state_dict(),
         }
@@ -173,6 +188,8 @@ class Minibatch(Follower):
         super().load_state_dict(dict(saved) | {"shadow": None})
         self._fresh, self._scale = saved["fresh"], saved["scale"]
         self._resumed, self._judged = saved["known"], saved["judged"]
+        self._cut = int(saved.get("window", 0))
+        self._observed.take()  # batches of the run that this state replaces
         if saved["shadow"] is not None:
             layout = self._parts.watched.layout
             state = saved["shadow"]["state"].to(layout.device)

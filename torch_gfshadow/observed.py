@@ -43,6 +43,11 @@ class Observed:
             batch = Replay(batch, self.random_state())
         self._window.append(Seen(batch, weight))
 
+    @property
+    def count(self) -> int:
+        """Batches whose gradients the next step will use, as far as is known now."""
+        return len(self._window) if self._window and self._accumulating() else 0
+
     def random_state(self) -> Any:
         """Return the state of the streams now."""
         return self._streams.state()

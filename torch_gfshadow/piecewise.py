@@ -23,11 +23,12 @@ from torch_gfshadow.solvers.base import Node, Stepper
 from torch_gfshadow.solvers.error_bar import SAFETY
 from torch_gfshadow.status import Status
 
-_CONTRACTION = {"dopri5": 2.0}
-"""True local error over the embedded estimate, in units of hλ, at most 1.
+_CONTRACTION, _CAP = {"dopri5": 3.0}, 3.0
+"""True local error over the embedded estimate, in units of hλ, at most ``_CAP``.
 
 The embedded estimate is the error of the pair's lower order. On a linear problem the factor is
-0.57 for any hλ up to 2; on networks, whose field bends, up to 2.
+0.57 for any hλ up to 2. On tanh networks of two hidden layers at rates of 0.3 and 0.5, a factor
+of 2 capped at 1 covered the true error in as few as 65 % of the steps, capped at 2 in 88 %.
 """
 _STRAY = 1.0
 """Share of a local error that points elsewhere than its estimate, where no field may damp it.
@@ -213,7 +214,7 @@ class PiecewiseFlow:
     def _add(self, travelled: float) -> None:
         """Add the local error of the piece that ended, ``travelled`` long."""
         embedded, self._embedded = self._embedded, torch.zeros_like(self._embedded)
-        factor = min(1.0, _CONTRACTION.get(self._solver, math.inf) * self._stiffness)
+        factor = min(_CAP, _CONTRACTION.get(self._solver, math.inf) * self._stiffness)
         resolved = self._stiffness < 0.7  # beyond, a smooth field looks the same
         if resolved and _norm(embedded) > _SMOOTH * self._stiffness**4 * travelled:
             factor = _ACROSS_KINKS
