@@ -194,10 +194,17 @@ class PiecewiseFlow:
                 self._stop(Status.TRUNCATED, f"{calls} evaluations did not cross one step")
                 return
 
+    def _grade_rest(self, stepper: Stepper) -> None:
+        """Add the estimates of first steps, which the stepper holds back until graded."""
+        waiting = getattr(stepper, "waiting", None)
+        if waiting is not None:
+            self._embedded = self._embedded + waiting
+
     def _arrive(
         self, stepper: Stepper, field: FlowField, slope: Tensor, span: float, objective: Objective
     ) -> None:
         node = stepper.right
+        self._grade_rest(stepper)
         self._solver = stepper.name
         self._state, self._loss = node.state, field.loss
         turned, speed = _norm(node.field - slope), _norm(slope)

@@ -156,6 +156,11 @@ class EmbeddedStepper:
         out: Tensor = _interp_evaluate(polynomial, *span, self._clock(time))
         return out
 
+    @property
+    def waiting(self) -> Tensor | None:
+        """Sum of embedded estimates that no later step has graded yet."""
+        return self._waiting
+
     def _grade(self, embedded: Tensor) -> None:
         """Set the local error of the fifth-order solution, from two embedded estimates.
 
