@@ -264,3 +264,14 @@ def test_the_package_runs_as_a_module(monkeypatch, capsys):
         runpy.run_module("torch_gfshadow", run_name="__main__")
     assert stop.value.code == 0
     assert capsys.readouterr().out.startswith("gfshadow, version ")
+
+
+def test_a_plugins_own_words_are_not_taken_for_markup():
+    from torch_gfshadow.cli._tables import plugin_table
+
+    row = {"kind": "logger", "name": "mlflow[/run]", "plugin": "p", "version": "1[/x]"}
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(plugin_table([row | {"summary": "Writes to mlflow:folder[/run] [bold]"}]))
+    text = console.export_text()
+    assert "mlflow[/run]" in text
+    assert "folder[/run] [bold]" in text

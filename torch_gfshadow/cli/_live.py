@@ -77,7 +77,7 @@ class LiveView:
                 "certified" if cell.get("certified") is True else "estimate"
             )
             shown = f"{number(cell.get('value'))} ({kind})"
-            table.add_row(f"bound {printable(str(name))}", Text(shown), Text(), Text())
+            table.add_row(Text(f"bound {printable(str(name))}"), Text(shown), Text(), Text())
         state = "finished" if self.finished else "running"
         # the state first: of a long path a terminal shows the beginning only
         title = Text(f"{state} · step {last.step:,} · t = {number(last.time)} · {self.name}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 Networks = Mapping[str, Mapping[str, Any]]
 Cell = Callable[[Mapping[str, Any]], str]
@@ -106,7 +107,8 @@ def plugin_table(rows: list[dict[str, str]]) -> Table:
         plugin = row["plugin"]
         if plugin != "built-in":
             plugin = f"{plugin} {row['version']}".rstrip()
-        table.add_row(row["kind"], row["name"], plugin, row["summary"])
+        # as Text: a plugin's own words may look like markup
+        table.add_row(*map(Text, (row["kind"], row["name"], plugin, row["summary"])))
     return table
 
 

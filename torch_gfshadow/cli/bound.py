@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from torch_gfshadow.cli._cases import (
     answer,
@@ -42,7 +43,8 @@ def list_bounds(as_json: bool) -> None:
     table = Table("result", "also", "live", "says", "source", title="results of the theory")
     for spec in specs.values():
         live = "yes" if spec.live else ""
-        table.add_row(spec.name, ", ".join(spec.parts), live, spec.summary, spec.source)
+        cells = (spec.name, ", ".join(spec.parts), live, spec.summary, spec.source)
+        table.add_row(*map(Text, cells))
     Console().print(table)
 
 
