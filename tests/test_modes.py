@@ -73,7 +73,7 @@ def assert_follows(shadow, model, flow, rel=0.01):
     assert last.discrepancy == pytest.approx(truth, rel=rel)
     missed = float((shadow._tracker.shadow.theta - flow).norm())
     assert missed <= last.solver_error
-    assert last.solver_error < 0.1 * last.discrepancy
+    assert last.solver_error < 0.2 * last.discrepancy
     assert last.status == "ok", last.status_detail
 
 
@@ -251,7 +251,7 @@ def test_steps_that_amp_skips_are_no_steps(to_none, fused):
     assert last.step == 10
     assert last.audit == "match"
     missed = float((shadow._tracker.shadow.theta - flow).norm())
-    assert missed <= last.solver_error < 0.1 * last.discrepancy
+    assert missed <= last.solver_error < 0.2 * last.discrepancy
 
 
 def test_dropout_and_batch_norm_see_the_random_numbers_of_the_loop():
@@ -443,7 +443,7 @@ def test_at_the_edge_of_stability_and_beyond_the_flow_is_still_right():
         loop(model, optimizer, shadow, [batch])
         exact = torch.tensor([math.exp(-2.0 * lr), math.exp(-0.5 * lr)], dtype=F64)
         missed = float((shadow._tracker.shadow.theta - exact).norm())
-        assert missed <= shadow.records[-1].solver_error <= 0.1 * shadow.records[-1].discrepancy
+        assert missed <= shadow.records[-1].solver_error <= 0.2 * shadow.records[-1].discrepancy
 
 
 # -- what can go wrong ----------------------------------------------------------------------------

@@ -27,8 +27,8 @@ _CONTRACTION, _CAP = {"dopri5": 3.0}, 3.0
 """True local error over the embedded estimate, in units of hλ, at most ``_CAP``.
 
 The embedded estimate is the error of the pair's lower order. On a linear problem the factor is
-0.57 for any hλ up to 2. On tanh networks of two hidden layers at rates of 0.3 and 0.5, a factor
-of 2 capped at 1 covered the true error in as few as 65 % of the steps, capped at 2 in 88 %.
+0.57 for any hλ up to 2. On tanh networks of two hidden layers at rates of 0.3 and 0.5 smaller
+factors covered the true error in fewer steps, and this one not in all (docs/modes.md).
 """
 _STRAY = 1.0
 """Share of a local error that points elsewhere than its estimate, where no field may damp it.
