@@ -44,8 +44,7 @@ _WINDOW, _REJECTIONS = 12, 4
 _PAIR_COST, _PAIR_LIMIT = 6, 2.65
 """Evaluations of a dopri5 step, and the h·λ_max it keeps up without wasting steps (of 3.31)."""
 _RESTLESS, _RELUCTANT, _NEAR = 3, 1.3, 0.85
-_PLAIN = ["_patience", "_stay", "_wasteful", "_returns"]
-_PLAIN += ["_may_be_rough", "_suspected"]
+_PLAIN = ["_patience", "_stay", "_wasteful", "_returns", "_may_be_rough"]
 
 _Smooth = EmbeddedStepper | RKC2Stepper
 
@@ -57,7 +56,11 @@ class AutoStepper:
         self._field = field
         self._spectral = SpectralRadius(field)
         self._inner: _Smooth | AdamsStepper
-        if node.state.numel() <= SMALL:
+        if isinstance(field, AveragingField) and field.kinked:
+            # The pairs hardly see a single kink in a step, and few kinks look smooth when sampled:
+            # on small networks their bar was 25 times too low. adams2 compares two solutions.
+            self._inner = AdamsStepper(field, node, 4.0 * first_step)
+        elif node.state.numel() <= SMALL:
             self._inner = dopri5(field, node, first_step)
         else:
             self._inner = RKC2Stepper(field, node, first_step, spectral=self._spectral)
@@ -65,9 +68,7 @@ class AutoStepper:
         self._patience = 0
         self._stay, self._wasteful, self._returns = 0, 0, 0
         # RKC2's estimate sees only the ends of a step, so ask before it, unless the field knows
-        knows = isinstance(field, AveragingField)
-        self._suspected = isinstance(field, AveragingField) and field.kinked
-        self._may_be_rough = self._suspected or not knows
+        self._may_be_rough = not isinstance(field, AveragingField)
 
     @property
     def name(self) -> str:
@@ -137,14 +138,6 @@ class AutoStepper:
         lambda_max: float | None = None,
     ) -> bool:
         """Reconsider the solver, then try one step with it."""
-        if self._suspected and not isinstance(self._inner, AdamsStepper):
-            # The pairs hardly see a single kink in a step, and few kinks look smooth when sampled:
-            # on small networks their bar was 25 times too low. adams2 compares two solutions.
-            self._suspected = self._may_be_rough = False
-            first = 4.0 * self._inner.next_step
-            self._take_over(
-                AdamsStepper(self._field, self._inner.right, first, left=self._inner.left)
-            )
         if not isinstance(self._inner, AdamsStepper):
             self._spectral.hint(lambda_max)
             self._weigh(self._inner, tolerance, shortest)
