@@ -18,7 +18,7 @@ from torch_gfshadow._kinks import Averaging, Noting
 from torch_gfshadow._plain import load_attributes, to_plain
 from torch_gfshadow._purity import Host, is_compiled, isolated, unwrap
 from torch_gfshadow._streams import Streams, torch_streams
-from torch_gfshadow._tree import Layout
+from torch_gfshadow._tree import Layout, dense
 from torch_gfshadow.errors import ObjectiveError, must
 
 
@@ -190,7 +190,7 @@ class Sandbox:
             if not loss.requires_grad:
                 return loss, (None,) * len(params)
             grads = derivative(loss, list(params.values()))
-        return loss, tuple(g.to_dense() if g is not None and g.is_sparse else g for g in grads)
+        return loss, tuple(dense(g) if g is not None else None for g in grads)
 
     def gradient(
         self,

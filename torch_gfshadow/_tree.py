@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """Return ``tensor``, with its zeros if it is sparse (the gradient of an embedding)."""
+    return tensor.to_dense() if tensor.layout is not torch.strided else tensor
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether ``tensor`` is spread over ranks (a DTensor)."""
     return hasattr(tensor, "full_tensor")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_gfshadow._purity import unwrap
-from torch_gfshadow._tree import Layout, is_sharded, local
+from torch_gfshadow._tree import Layout, dense, is_sharded, local
 from torch_gfshadow.errors import must
 
 _SAMPLED_PARAMS, _SAMPLED_VALUES = 8, 64
@@ -106,7 +106,7 @@ class Watched:
     def gradient(self) -> Tensor:
         """Return the gradient the step is about to use, shape ``[d]``, unscaled."""
         flat = self.layout.flatten(
-            [_dense(p.grad) if p.grad is not None else None for p in self.layout.params]
+            [dense(p.grad) if p.grad is not None else None for p in self.layout.params]
         )
         scale = getattr(self.optimizer, "grad_scale", None)
         if scale is not None:
@@ -125,7 +125,7 @@ class Watched:
             return True
         if any(float(group["lr"]) != 0.0 for group in self.groups):
             return False
-        return all(p.grad is None or not bool(_dense(p.grad).any()) for p in self.layout.params)
+        return all(p.grad is None or not bool(dense(p.grad).any()) for p in self.layout.params)
 
     def mark(self) -> None:
         """Remember a sample of the parameters as they are now."""
@@ -172,10 +172,6 @@ class Watched:
             plain = part.is_contiguous() and not is_sharded(param)
             self._located.append((param, part.data_ptr()) if plain else (part, -1))
         self._views = list(groups.values())
-
-
-def _dense(grad: Tensor) -> Tensor:
-    return grad.to_dense() if grad.layout is not torch.strided else grad
 
 
 def _unchanged(mark: Tensor, now: Tensor) -> bool:

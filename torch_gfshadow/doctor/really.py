@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torch_gfshadow._data import map_tensors
 from torch_gfshadow._purity import unwrap
-from torch_gfshadow._tree import Layout
+from torch_gfshadow._tree import Layout, dense
 from torch_gfshadow.objective import Objective
 
 # Fractions of the usual ε^(1/3) step: a kink or a flat direction may want a shorter one.
@@ -66,7 +66,7 @@ class Really:
                 loss = self._fn(self._model, self._cast(batch))
                 torch.autograd.backward(loss)
                 total += weight * loss.item()
-                grads = [_dense(p.grad) for p in self._layout.params]
+                grads = [None if p.grad is None else dense(p.grad) for p in self._layout.params]
                 flat = flat.add(self._layout.flatten(grads, theta.dtype), alpha=weight)
         return total, flat
 
@@ -101,7 +101,3 @@ class Really:
         if dtype is None:
             return batch
         return map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, batch)
-
-
-def _dense(grad: Tensor | None) -> Tensor | None:
-    return grad.to_dense() if grad is not None and grad.is_sparse else grad
