@@ -302,6 +302,10 @@ def test_a_convex_penalty_on_the_weights_changes_nothing():
     [
         (lambda h, y: ((h - y) ** 3).mean(), "the power 3 is not convex"),
         (lambda h, y: -F.mse_loss(h, y), "the loss is concave"),
+        (lambda h, y: -(h * h).mean(), "the loss is concave"),
+        (lambda h, y: -h.flatten().dot(h.flatten()), "dot joins two branches"),
+        (lambda h, y: (lambda r: -r.dot(r))(h.flatten()), "the loss is concave"),
+        (lambda h, y: (lambda r: -torch.inner(r, r).sum())(h - y), "inner of a part of the loss"),
         (lambda h, y: (h - y).square().mean() - h.exp().mean(), "a difference of convex functions"),
         (lambda h, y: torch.sin(h).mean(), "sin after layer '2'"),
         (lambda h, y: (y * h.square()).mean(), "weighted with both signs"),

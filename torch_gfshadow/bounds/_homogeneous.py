@@ -21,6 +21,7 @@ from torch_gfshadow.bounds.base import Assumption
 from torch_gfshadow.errors import AssumptionError, must
 from torch_gfshadow.network import NetworkPoint, Part, Stage, assemble, two_slopes
 from torch_gfshadow.network.layers import Layer, every_pair
+from torch_gfshadow.network.rounding import UNIT, Slope
 
 LOSSES = ("square", "logistic", "cross_entropy")
 
@@ -120,7 +121,10 @@ def given_point(
         stages.append(Stage(layer, f"W_{index + 1}", leaf, z.detach(), outputs, run, maps))
         z = outputs if last else _activation(outputs, *slopes)
     signals = torch.autograd.grad(_loss(z, y, loss), [s.outputs for s in stages])
-    point = assemble([Part(stages, signals, frozenset({loss}))])
+    part = Part(
+        stages, signals, frozenset({loss}), slope=_slope(z.detach(), loss).times(1.0 / len(x))
+    )
+    point = assemble([part])
     before = [float(s.outputs.detach().abs().min()) for s in stages[:-1]]
     return point, _dense(weights, apply, x, y, loss, slopes), min(before, default=math.inf)
 
@@ -160,6 +164,17 @@ def _loss(h: Tensor, y: Tensor, loss: str) -> Tensor:
     if loss == "logistic":
         return torch.nn.functional.softplus(-y * h).sum(1).mean()
     return torch.nn.functional.cross_entropy(h, y)
+
+
+def _slope(h: Tensor, loss: str) -> Slope:
+    """Return how accurate the gradient of the loss of one sample is."""
+    if loss == "square":
+        return Slope(bend=1.0)
+    if loss == "logistic":  # the slope is a quotient without cancellation
+        return Slope(bend=0.25, here=torch.exp(-h.abs()).sum(1))
+    p = torch.softmax(h, 1)
+    here = (1.0 - p.square().sum(1)).clamp(min=0.0) + h.shape[1] * 8 * UNIT
+    return Slope(bend=0.5, floor=8 * UNIT, here=here)
 
 
 def samples(X: Any, Y: Any, loss: str, widths: tuple[int, int]) -> tuple[Tensor, Tensor]:  # noqa: N803

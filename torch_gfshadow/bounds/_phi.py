@@ -59,6 +59,13 @@ def log_one_minus_exp(x: float) -> float:
     return math.log(-math.expm1(x)) if x > -math.log(2.0) else math.log1p(-math.exp(x))
 
 
+def log_ratio(a: float, b: float) -> float:
+    """Return log(a/b) for a ≥ 0, b > 0, to rounding also where a is nearly b; −∞ for a = 0."""
+    if 0.5 * b <= a <= 2.0 * b:  # the difference is exact there
+        return math.log1p((a - b) / b)
+    return log(a) - math.log(b)
+
+
 def exp(log_value: float) -> float:
     """Return e^log_value, ``inf`` instead of an overflow."""
     try:

@@ -16,7 +16,14 @@ from __future__ import annotations
 
 import math
 
-from torch_gfshadow.bounds._phi import exp, log, log_add, log_integral, log_one_minus_exp
+from torch_gfshadow.bounds._phi import (
+    exp,
+    log,
+    log_add,
+    log_integral,
+    log_one_minus_exp,
+    log_ratio,
+)
 from torch_gfshadow.bounds._scalars import (
     GIVEN,
     ROUNDING,
@@ -130,7 +137,7 @@ def _statement(m: float, eps: float, start: float, horizon: float) -> float:
 
 def _exact(m: float, eps: float, start: float, horizon: float) -> float:
     """Return log of (ε − e^{mT}ρ)/∫_0^T e^{ms} ds; −∞ where there is none."""
-    used = m * horizon + log(start) - math.log(eps)
+    used = m * horizon + log_ratio(start, eps)
     if start > eps or used >= 0.0:
         return -math.inf
     return math.log(eps) + log_one_minus_exp(used) - log_integral(m, horizon)

@@ -74,7 +74,8 @@ def bounds_at(network: NetworkPoint) -> LambdaMinBounds:
     assert matrices is not None
     assert network.gradient is not None
     weights = [w.cpu().numpy() for w in matrices]
-    loss = _Known(network.gradient.cpu().numpy(), 1e-11 * network.signal)
+    rounding = 1e-11 * network.signal + network.signal_error
+    loss = _Known(network.gradient.cpu().numpy(), rounding)
     return lambda_min_bounds(Point(Chain(weights), loss))
 
 

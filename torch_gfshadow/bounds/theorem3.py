@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from torch_gfshadow.bounds._phi import exp, log, log_add, log_integral, log_one_minus_exp
+from torch_gfshadow.bounds._phi import exp, log_add, log_integral, log_one_minus_exp, log_ratio
 from torch_gfshadow.bounds._scalars import (
     GIVEN,
     constants,
@@ -121,14 +121,14 @@ def _equation7(
         return -math.inf, None
     smallest, argmin = math.inf, None
     mu, log_defect = 0.0, -math.inf  # log of βγI, which obeys J' = mJ + βγ
-    log_eps, log_start = math.log(eps), log(start)
+    log_eps, log_share = math.log(eps), log_ratio(start, eps)
     # a step that ends in a piece may have begun in the one before it
     strongest = [max(log_forces[max(0, i - 1) : i + 1]) for i in range(len(log_forces))]
     for (begin, end), rate, log_force in zip(pairwise(times), rates, strongest, strict=True):
         duration = end - begin
         mu += rate * duration
         log_defect = log_add(rate * duration + log_defect, log_force + log_integral(rate, duration))
-        used = mu + log_start - log_eps  # log of ρ(t)/ε
+        used = mu + log_share  # log of ρ(t)/ε
         if used >= 0.0:
             return -math.inf, None
         log_eta = log_eps + log_one_minus_exp(used) - log_defect

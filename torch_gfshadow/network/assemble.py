@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_gfshadow.network.layers import Dense, every_pair
 from torch_gfshadow.network.norms import SAFETY, sample_norms, stacked_norm
 from torch_gfshadow.network.point import NetworkPoint, Pair, Samples
+from torch_gfshadow.network.rounding import Rounding, Slope
 from torch_gfshadow.network.values import Stage
 
 _KEPT = 2**25  # entries of the inputs of a linear network: 256 MB
@@ -21,12 +22,16 @@ _EXACT_PATHS = 2**20
 
 @dataclass(frozen=True)
 class Part:
-    """One chunk of the data run through the network: the stack and p at every pre-activation."""
+    """One chunk of the data run through the network: the stack and p at every pre-activation.
+
+    ``slope`` says what float64 may have lost in the last of them.
+    """
 
     stages: Sequence[Stage]
     signals: Sequence[Tensor]
     loss: frozenset[str]
     bends: Tensor | None = None
+    slope: Slope = field(default_factory=Slope)
 
 
 def assemble(parts: Iterable[Part]) -> NetworkPoint:
@@ -38,7 +43,7 @@ def assemble(parts: Iterable[Part]) -> NetworkPoint:
     norms: list[float] = []
     between: list[float] = []
     sums: dict[tuple[int, int], list[float]] = {}
-    signal, n_kinks, linear = 0.0, 0, True
+    signal, signal_error, n_kinks, linear = 0.0, 0.0, 0, True
     gradient: Tensor | None = None
     patterns: list[Tensor] = []
     activations: dict[str, None] = {}
@@ -49,14 +54,16 @@ def assemble(parts: Iterable[Part]) -> NetworkPoint:
         if not first:
             first = tuple(stages)
             norms = [s.layer.norm(s.weight.detach()) for s in stages]
-            sums = {pair: [0.0, 0.0, 0.0] for pair in every_pair(len(stages))}
+            sums = {pair: [0.0] * 4 for pair in every_pair(len(stages))}
             gradient = torch.zeros(())
         steps = [math.prod(m.norm for m in s.maps) * SAFETY for s in stages[:-1]]
         between = [max(a, b) for a, b in zip(between or steps, steps, strict=True)]
-        inputs = stages[0].inputs.flatten(1)
-        signal += float((p[-1].flatten(1).norm(dim=1) * inputs.norm(dim=1)).sum())
+        lost = Rounding(stages, p, norms, steps, part.slope)
+        sizes = stages[0].inputs.flatten(1).norm(dim=1)
+        signal += float(((p[-1].flatten(1).norm(dim=1) + lost.signals[-1]) * sizes).sum())
+        signal_error += float((lost.signals[-1] * sizes).sum())
         for pair, total in sums.items():
-            for index, value in enumerate(_contribution(stages, p, norms, steps, *pair)):
+            for index, value in enumerate(_contribution(stages, p, norms, steps, lost, *pair)):
                 total[index] += value
         loss |= part.loss
         straight = all(m.linear for s in stages for m in s.maps)
@@ -78,6 +85,7 @@ def assemble(parts: Iterable[Part]) -> NetworkPoint:
         norms=tuple(norms),
         between=tuple(between),
         signal=signal * SAFETY,
+        signal_error=signal_error * SAFETY,
         pairs=pairs,
         linear=linear,
         activations=tuple(activations),
@@ -106,59 +114,65 @@ def _contribution(
     signals: Sequence[Tensor],
     norms: Sequence[float],
     steps: Sequence[float],
+    lost: Rounding,
     j: int,
     k: int,
-) -> tuple[float, float, float]:
-    """Return ‖M'‖², ‖M‖² and Σ b‖p‖‖z‖ for one pair and chunk.
+) -> tuple[float, float, float, float]:
+    """Return ‖M'‖², ‖M‖², Σ b‖p‖‖z‖ and what it may have lost, for one pair and chunk.
 
     M'(p_i) is weighted with b_i‖M(z_i)‖/‖M'(p_i)‖ and M(z_i) with its partner, so that no sample
     pays for another's size; any weights are right.
     """
     p, z = signals[k], stages[j].inputs
-    b = _paths(stages, norms, steps, j, k)
+    b, b_most = _paths(stages, norms, steps, j, k)
+    b_lost = b_most * lost.paths(j, k)
     p_norm, z_norm = p.flatten(1).norm(dim=1), z.flatten(1).norm(dim=1)
-    summed = float((b * p_norm * z_norm).sum()) * SAFETY
+    p_most, z_most = p_norm + lost.signals[k], z_norm + lost.inputs[j]
+    # b'p'z' − bpz, each difference on its own: they are far smaller than the products
+    off = b_lost * p_most * z_most + b * (lost.signals[k] * z_most + p_norm * lost.inputs[j])
+    extra = float(off.nan_to_num(0.0, math.inf).sum()) * SAFETY
+    summed = float((b * p_norm * z_norm).sum()) * SAFETY + extra
     alive = (p_norm > 0) & (z_norm > 0) & (b > 0)
     if not bool(alive.any()):
-        return 0.0, 0.0, summed
+        return 0.0, 0.0, summed, extra
     left, right = stages[k].layer.signal_blocks, stages[j].layer.input_blocks
     p, z, b = p[alive], z[alive], b[alive]
     ratio = sample_norms(right, z) / sample_norms(left, p)
     usable = ratio.isfinite() & (ratio > 0)
     ratio = torch.where(usable, ratio, torch.ones_like(ratio))
     left_norm, right_norm = stacked_norm(left, p, b * ratio), stacked_norm(right, z, b / ratio)
-    return left_norm * left_norm, right_norm * right_norm, summed
+    return left_norm * left_norm, right_norm * right_norm, summed, extra
 
 
 def _pair(total: Sequence[float], sharing: float) -> Pair:
-    left, right, summed = total
-    return Pair(mixed=math.sqrt(left * right), summed=sharing * summed)
+    left, right, summed, extra = total
+    return Pair(mixed=math.sqrt(left * right) + sharing * extra, summed=sharing * summed)
 
 
 def _paths(
     stages: Sequence[Stage], norms: Sequence[float], steps: Sequence[float], j: int, k: int
-) -> Tensor:
-    """Return ‖B_i‖ of every sample, from pre-activation j to the input of layer k."""
+) -> tuple[Tensor, Tensor]:
+    """Return ‖B_i‖ of every sample, from layer j to the input of layer k, and by norms alone."""
     n_samples = len(stages[j].inputs)
     product = math.prod(steps[j:k]) * math.prod(norms[j + 1 : k])
     bound = stages[j].inputs.new_full((n_samples,), product)
     slopes = [_slopes(stages[layer]) for layer in range(j, k)]
     if any(s is None for s in slopes):
-        return bound
+        return bound, bound
     first = slopes[0]
     assert first is not None
     if k == j + 1:  # a diagonal
-        return torch.minimum(bound, first.abs().amax(1) * SAFETY)
+        return torch.minimum(bound, first.abs().amax(1) * SAFETY), bound
     inner = stages[j + 1 : k]
     matrices = [m for m in map(_matrix, inner) if m is not None]
     size = n_samples * first.shape[1] * max(s.outputs[0].numel() for s in inner)
     if len(matrices) < len(inner) or size > _EXACT_PATHS:
-        return bound
+        return bound, bound
     chain = torch.diag_embed(first)
     for matrix, slope in zip(matrices, slopes[1:], strict=True):
         assert slope is not None
         chain = slope[:, :, None] * (matrix @ chain)
-    return torch.minimum(bound, torch.linalg.matrix_norm(chain, 2) * SAFETY)
+    return torch.minimum(bound, torch.linalg.matrix_norm(chain, 2) * SAFETY), bound
 
 
 def _slopes(stage: Stage) -> Tensor | None:

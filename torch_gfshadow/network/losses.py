@@ -36,6 +36,8 @@ def _subtract(call: Call, head: Head) -> Head:
 
 
 def _scale(call: Call, head: Head) -> Head | str:
+    if len(call.args) > 1 and call.args[0] is call.args[1]:
+        return f"{call.name} of a part of the loss with itself"
     if call.name.lstrip("_").startswith(("div", "true", "itrue")) and (
         call.args[0] is not call.before or call.kwargs.get("rounding_mode") is not None
     ):

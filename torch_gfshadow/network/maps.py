@@ -96,6 +96,8 @@ def _dropout(call: Call) -> Map | str:
 
 
 def _scale(call: Call) -> Map | str:
+    if len(call.args) > 1 and call.args[0] is call.args[1]:
+        return f"{call.name} of the signal with itself is not homogeneous"
     if call.name.lstrip("_").startswith(_DIVISIONS) and (
         call.args[0] is not call.before or call.kwargs.get("rounding_mode") is not None
     ):

@@ -58,6 +58,7 @@ class NetworkPoint:
         norms: ‖W_j‖₂, upper limits.
         between: Upper limits of the slope (or pool) after layer j, one per gap.
         signal: Σ_i ‖p_{i,n}‖·‖x_i‖; the mean of ‖∇ℓ_i‖‖x_i‖ where f is a mean.
+        signal_error: How much of it is room for what float64 may have lost.
         pairs: Contribution of each pair of layers.
         linear: Whether there is only one piece: no activation and no max-pool.
         activations: Names of what stands between, without repetition.
@@ -75,6 +76,7 @@ class NetworkPoint:
     norms: tuple[float, ...]
     between: tuple[float, ...]
     signal: float
+    signal_error: float
     pairs: dict[tuple[int, int], Pair]
     linear: bool
     activations: tuple[str, ...]

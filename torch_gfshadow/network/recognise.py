@@ -12,6 +12,7 @@ from torch_gfshadow._data import head
 from torch_gfshadow._sandbox import cast_batch
 from torch_gfshadow.network.assemble import Part, assemble
 from torch_gfshadow.network.point import NetworkPoint
+from torch_gfshadow.network.slopes import slope_of
 from torch_gfshadow.network.tape import NOT_FINITE, Tape
 from torch_gfshadow.network.values import CONCAVE, Head, Signal, Stage, Unknown, Value, Weight
 from torch_gfshadow.objective import Objective
@@ -86,8 +87,9 @@ def _parts(objective: Objective, theta: Tensor) -> Iterator[Part]:
             outputs = [stage.outputs for stage in stages]
             straight = kinds == {"square"} and all(m.linear for s in stages for m in s.maps)
             bends = _bends(loss, outputs[-1], weight) if straight else None
+            slope = slope_of(loss, outputs[-1], tape.curved).times(weight)
             signals = [g * weight for g in torch.autograd.grad(loss, outputs)]
-        part = Part(stages, signals, kinds, bends)
+        part = Part(stages, signals, kinds, bends, slope)
         _check_euler(part)
         yield part
 

@@ -19,6 +19,7 @@ from torch_gfshadow.network.calls import Call, by_position, name_of, swapped, te
 from torch_gfshadow.network.geometry import again, geometry, is_layer, operands
 from torch_gfshadow.network.losses import ADDITIONS, LOSSES, added
 from torch_gfshadow.network.maps import MAPS
+from torch_gfshadow.network.slopes import curves, is_square
 from torch_gfshadow.network.values import (
     Head,
     Signal,
@@ -29,7 +30,6 @@ from torch_gfshadow.network.values import (
     stages_of,
 )
 
-_SQUARES = ("mul", "multiply", "__mul__")
 _TRANSPOSES = ("T.__get__", "mT.__get__", "t", "transpose", "swapaxes")
 _NAMES = {
     "batch_norm": "batch normalisation",
@@ -53,6 +53,9 @@ class Tape(TorchFunctionMode):
 
     Args:
         names: Every parameter of the model → its name.
+
+    Attributes:
+        curved: The calls that made the loss curved in the output.
     """
 
     def __init__(self, names: Mapping[Tensor, str]) -> None:
@@ -60,6 +63,7 @@ class Tape(TorchFunctionMode):
         self._parameters = {id(p): Weight(name, p) for p, name in names.items()}
         self._kept: list[Any] = [dict(names)]  # an id is only a name while its object lives
         self._values: dict[int, tuple[Value, int]] = {}
+        self.curved: list[Call] = []
 
     def value(self, tensor: Any) -> Value | None:
         """Return what ``tensor`` is; ``None`` for a constant."""
@@ -105,6 +109,9 @@ class Tape(TorchFunctionMode):
         if isinstance(value, Signal) and value.stages[-1].outputs is result:
             # a copy goes on, so that a ReLU in place does not overwrite the pre-activation
             result = result.clone()
+        elif isinstance(value, Head) and value.stages and len(known) == 1 and curves(call):
+            self.curved.append(replace(call, before=next(iter(before.values()))))
+            result = result if in_place else result.clone()  # what it was, if it is scaled in place
         self._set(result, value)
         return result
 
@@ -230,7 +237,7 @@ def _joined(name: str, values: list[Value], stages: tuple[Stage, ...]) -> Value:
 
 
 def _lossy(call: Call, head: Head) -> Value:
-    if call.name in _SQUARES and len(call.args) > 1 and call.args[0] is call.args[1]:
+    if is_square(call):
         rule = LOSSES["square"]
     elif call.name in LOSSES:
         rule = LOSSES[call.name]
