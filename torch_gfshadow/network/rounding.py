@@ -101,7 +101,7 @@ def _share(stage: Stage) -> float:
 
 
 def _sizes(vectors: Tensor) -> Tensor:
-    return vectors.detach().flatten(1).norm(dim=1)
+    return torch.linalg.vector_norm(vectors.detach().flatten(1), dim=1)
 
 
 def _times(factor: float, errors: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ def _first(call: Call, weight: Tensor, point: Tensor) -> Tensor:
 def _again(call: Call, weight: Tensor, leaf: Tensor) -> Tensor:
     """Return the weighted result of the call on other numbers."""
     args = swapped(call.args, {id(call.before): leaf})
-    return (call.function(*args, **call.kwargs) * weight).sum()
+    made: Tensor = call.function(*args, **call.kwargs)
+    return (made * weight).sum()
 
 
 def _largest(slopes: Tensor) -> float:
