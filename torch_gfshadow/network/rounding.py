@@ -101,7 +101,8 @@ def _share(stage: Stage) -> float:
 
 
 def _sizes(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors.detach().flatten(1), dim=1)
+    sizes: Tensor = torch.linalg.vector_norm(vectors.detach().flatten(1), dim=1)
+    return sizes
 
 
 def _times(factor: float, errors: Tensor) -> Tensor:
