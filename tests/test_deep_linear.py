@@ -245,7 +245,7 @@ X, Y = [[1.0, 2.0], [0.5, -1.0]], [[1.0], [0.0]]
         ("lemma1", {"dWs": W[:1]}, "dWs must be a list of 2 matrices, got 1 matrices"),
         ("lemma1", {"dWs": [W[1], W[1]]}, r"dWs\[0\] must be of shape 2 × 2, got 1 × 2"),
         ("prop1", {"dims": [2, 2, 1]}, "depth of dims must be at least 3, got 2"),
-        ("prop1", {"dims": [2, 2, 0, 1]}, "dims must be at least 1 each, got 0"),
+        ("prop1", {"dims": [2, 2, 0, 1]}, r"dims\[2\] must be an integer of at least 1, got 0"),
         ("prop1", {"dims": [3, 2, 2, 1]}, "d_n × d_0 must be 1 × 2 as in the data, got 1 × 3"),
         ("prop1", {"target": 1.0}, r"target must be negative, got 1\.0"),
         ("prop1", {"Y": [[0.0], [0.0]]}, "‖∇φ\\(0\\)‖ must be positive, got 0"),

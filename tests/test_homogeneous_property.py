@@ -202,8 +202,8 @@ GIVEN = {"X": [[1.0, 2.0]], "Y": [[1.0]]}
         ({"Y": [[1.0, 2.0]]}, "Y must be 1 × 1"),
         ({"loss": "zero_one"}, "loss must be one of square, logistic, cross_entropy"),
         ({"loss": "cross_entropy", "Y": [0.5]}, "Y must be 1 class labels"),
-        ({"slope_negative": float("inf")}, "slope_negative must be a finite number, got inf"),
-        ({"slope_negative": "0"}, "slope_negative must be a finite number, got '0'"),
+        ({"slope_negative": float("inf")}, "slope_negative must be finite, got inf"),
+        ({"slope_negative": "0"}, "slope_negative must be finite, got '0'"),
     ],
 )
 def test_what_the_fully_connected_version_does_not_cover_is_refused(change, message):

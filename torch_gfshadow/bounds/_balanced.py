@@ -19,6 +19,7 @@ from torch import Tensor
 from torch_gfshadow.balance import nearest_balanced, unbalancedness
 from torch_gfshadow.bounds._inputs import layers as matrices
 from torch_gfshadow.bounds._inputs import matrix
+from torch_gfshadow.bounds._losses import loss_name
 from torch_gfshadow.bounds._scalars import ROUNDING, depth, held, number, vouched
 from torch_gfshadow.bounds.base import Assumption
 from torch_gfshadow.errors import AssumptionError, must
@@ -112,8 +113,7 @@ def setting_of(
     Raises:
         AssumptionError: If a hypothesis fails; the message has the number.
     """
-    kind = str(loss).partition(":")[0].strip().lower()
-    if kind not in ("square", "squared", "mse"):
+    if loss_name(loss) not in ("square", "squared", "mse"):
         fix = "Proposition 3 and Theorem 4 are about ½ mean (Wx − y)²."
         raise AssumptionError(must("loss", "the square loss", repr(loss), fix))
     layers = [torch.from_numpy(w) for w in matrices("Ws", weights)]
@@ -171,6 +171,8 @@ def tensor(name: str, value: Any, shape: tuple[int | None, ...] = (None, None)) 
 def labels(value: Any, n_samples: int) -> Tensor:
     """Return one number per sample, shape ``[S]``, from a vector or a column."""
     is_list = isinstance(value, (list, tuple))
+    if not is_list and not hasattr(value, "ndim"):
+        return tensor("Y", value, (n_samples, 1))[:, 0]
     flat = all(not hasattr(y, "__len__") for y in value) if is_list else value.ndim == 1
     column = ([[y] for y in value] if is_list else value[:, None]) if flat else value
     return tensor("Y", column, (n_samples, 1))[:, 0]

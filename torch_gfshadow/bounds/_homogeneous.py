@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow.bounds._phi import exp, log
+from torch_gfshadow.bounds._scalars import finite, listed
 from torch_gfshadow.bounds.base import Assumption
 from torch_gfshadow.errors import AssumptionError, must
 from torch_gfshadow.network import NetworkPoint, Part, Stage, assemble, two_slopes
@@ -120,6 +121,9 @@ def given_point(
         maps = () if last else (two_slopes(*slopes, outputs),)
         stages.append(Stage(layer, f"W_{index + 1}", leaf, z.detach(), outputs, run, maps))
         z = outputs if last else _activation(outputs, *slopes)
+    if not bool(z.isfinite().all()):
+        fix = "Float64 does not hold what the network returns; scale the weights."
+        raise AssumptionError(must("the outputs h(x_i)", "finite", "an overflow", fix))
     signals = torch.autograd.grad(_loss(z, y, loss), [s.outputs for s in stages])
     part = Part(
         stages, signals, frozenset({loss}), slope=_slope(z.detach(), loss).times(1.0 / len(x))
@@ -203,6 +207,9 @@ def samples(X: Any, Y: Any, loss: str, widths: tuple[int, int]) -> tuple[Tensor,
     if list(y.shape) != [len(x), widths[1]]:
         fix = "One row per sample, one column per output."
         raise AssumptionError(must("Y", f"{len(x)} × {widths[1]}", list(y.shape), fix))
+    if loss == "logistic" and not bool((y.abs() == 1.0).all()):
+        bad = float(y[y.abs() != 1.0][0])
+        raise AssumptionError(must("Y", "±1 for the logistic loss", bad, "Map 0 to −1."))
     return x, y
 
 
@@ -214,7 +221,7 @@ def matrix(argument: str, value: Any) -> Tensor:
     """
     try:
         out = torch.as_tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         fix = "Give rows of equal length."
         raise AssumptionError(
             must(argument, "a matrix of numbers", repr(value)[:60], fix)
@@ -238,22 +245,17 @@ def two_numbers(slope_negative: Any, slope_positive: Any) -> tuple[float, float]
     """
     found = []
     for name, value in (("slope_negative", slope_negative), ("slope_positive", slope_positive)):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-        ):
-            raise AssumptionError(must(name, "a finite number", repr(value), "ReLU has 0 and 1."))
-        found.append(float(value))
+        found.append(finite(name, value, "ReLU has 0 and 1."))
     return found[0], found[1]
 
 
-def at_least_two(argument: str, count: int) -> None:
+def at_least_two(argument: str, layers: Any) -> None:
     """Refuse a network of one layer.
 
     Raises:
-        AssumptionError: If ``count`` is below 2.
+        AssumptionError: If there are fewer than two layers, or it is no list.
     """
+    count = len(listed(argument, layers, "matrices"))
     if count < 2:
         fix = "With one layer f is convex and λ_min ≥ 0."
         raise AssumptionError(must(argument, "two or more layers", count, fix))

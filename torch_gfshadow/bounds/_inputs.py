@@ -28,7 +28,7 @@ def matrix(name: str, value: Any, shape: tuple[int | None, ...] = (None, None)) 
         value = value.detach().to("cpu", torch.float64).numpy()
     try:
         array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         got = f"{type(value).__name__} ({error})"
         fix = "Give rows of equal length, or an array."
         raise AssumptionError(must(name, "an array of numbers", got, fix)) from error

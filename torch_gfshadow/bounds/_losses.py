@@ -220,23 +220,28 @@ def loss_of(
     Raises:
         AssumptionError: If the loss is another, or the targets do not suit it.
     """
-    name = str(loss).partition(":")[0].strip().lower().replace("-", "_").replace(" ", "_")
+    name = loss_name(loss)
     if name == "square":
         x = matrix("X", inputs)
-        return Square.of(x, matrix("Y", targets, (x.shape[0], n_outputs)))
+        return Square.of(x, matrix("Y", _columns(targets), (x.shape[0], n_outputs)))
     if name == "cross_entropy":
         return CrossEntropy(inputs, _one_hot(targets, n_outputs))
     if name == "logistic":
         if n_outputs not in (None, 1):
             fix = "The logistic loss has one score; use cross_entropy for more."
             raise AssumptionError(must("d_n", "1 for the logistic loss", n_outputs, fix))
-        signs = matrix("Y", np.reshape(targets, (-1, 1)))
+        signs = matrix("Y", _columns(targets), (None, 1))
         if not (np.abs(signs) == 1.0).all():
             bad = signs[np.abs(signs) != 1.0].flat[0]
             raise AssumptionError(must("Y", "±1 for the logistic loss", bad, "Map 0 to −1."))
         return Logistic(inputs, signs)
     fix = "The result needs φ convex and C²: the loss of the end-to-end matrix, not its root."
     raise AssumptionError(must("loss", f"one of {', '.join(LOSSES)}", repr(loss), fix))
+
+
+def loss_name(loss: Any) -> str:
+    """Return the name that a loss was meant by: in capitals, with a hyphen, with a comment."""
+    return str(loss).partition(":")[0].strip().lower().replace("-", "_").replace(" ", "_")
 
 
 def spectral_norm(a: Matrix) -> Any:
@@ -277,11 +282,20 @@ def _softmax(scores: Matrix) -> Matrix:
     return np.asarray(powers / powers.sum(-1, keepdims=True))
 
 
+def _columns(targets: Any) -> Any:
+    """Return one number per sample as a column, anything else as it is."""
+    if isinstance(targets, (list, tuple)):
+        return (
+            [[t] for t in targets] if not any(hasattr(t, "__len__") for t in targets) else targets
+        )
+    return targets[:, None] if getattr(targets, "ndim", None) == 1 else targets
+
+
 def _one_hot(targets: Any, n_classes: int | None) -> Matrix:
-    labels = np.asarray(targets)
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        return matrix("Y", targets, (None, n_classes))
-    flat = matrix("Y", labels.reshape(-1, 1))[:, 0]
+    labels = matrix("Y", _columns(targets))
+    if labels.shape[1] > 1:
+        return matrix("Y", labels, (None, n_classes))
+    flat = labels[:, 0]
     top = n_classes or int(max(flat.max(), 1)) + 1
     wrong = flat[(flat < 0) | (flat != np.round(flat)) | (flat >= top)]
     if wrong.size:

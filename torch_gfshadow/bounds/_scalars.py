@@ -134,15 +134,15 @@ def _time(name: str, value: Any) -> float:
     return not_negative(name, value, "Time starts at 0, where the two curves begin.")
 
 
-def listed(name: str, value: Any) -> list[Any]:
-    """Return a list of what should be numbers.
+def listed(name: str, value: Any, what: str = "numbers") -> list[Any]:
+    """Return a list of what should be numbers, or something else.
 
     Raises:
         AssumptionError: If it is no list.
     """
     if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__len__"):
         fix = f"Write {name}=[...]."
-        raise AssumptionError(must(name, "a list of numbers", repr(value), fix))
+        raise AssumptionError(must(name, f"a list of {what}", repr(value)[:60], fix))
     return list(value)
 
 

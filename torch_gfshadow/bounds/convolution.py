@@ -23,6 +23,8 @@ from torch import Tensor
 
 from torch_gfshadow.bounds import _homogeneous as shared
 from torch_gfshadow.bounds._floors import Floor, shares_weights
+from torch_gfshadow.bounds._losses import loss_name
+from torch_gfshadow.bounds._scalars import listed
 from torch_gfshadow.bounds.base import Assumption, Evaluation
 from torch_gfshadow.errors import AssumptionError, must
 from torch_gfshadow.network import NetworkPoint
@@ -58,8 +60,9 @@ def evaluate(
         AssumptionError: If there is one layer only, an index is out of range or twice in a row, a
             shape does not fit, a number is not finite, or the loss is not one of these.
     """
-    shared.at_least_two("index", len(index))
-    if len(weights) != len(index):
+    shared.at_least_two("index", index)
+    loss = loss_name(loss)
+    if len(listed("weights", weights, "vectors")) != len(index):
         fix = "Give the weights of every layer."
         raise AssumptionError(must("weights", f"{len(index)} vectors", len(weights), fix))
     vectors = [shared.matrix(f"weights[{j}]", w).reshape(-1) for j, w in enumerate(weights)]

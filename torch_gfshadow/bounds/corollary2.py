@@ -15,7 +15,7 @@ import torch
 
 from torch_gfshadow.balance import balanced_factors, uniform_radius
 from torch_gfshadow.bounds._balanced import LARGEST_START, labels, tensor
-from torch_gfshadow.bounds._scalars import held, size
+from torch_gfshadow.bounds._scalars import held, listed, number, size
 from torch_gfshadow.bounds.base import Evaluation
 from torch_gfshadow.bounds.theorem4 import theorem4
 from torch_gfshadow.errors import AssumptionError, must
@@ -51,14 +51,19 @@ def corollary2(
     References:
         Elkabetz & Cohen 2021, Corollary 2 and Procedure 1.
     """
-    widths = [size(f"dims[{i}]", d) for i, d in enumerate(dims)]
+    widths = [size(f"dims[{i}]", d) for i, d in enumerate(listed("dims", dims, "widths"))]
+    if len(widths) < 3:
+        fix = "dims are d_0, d_1, …, d_n, and the result is about products of layers."
+        raise AssumptionError(must("depth n", "at least 2", len(widths) - 1, fix))
     if widths[0] < 2:
         fix = "With one input the start is opposite to the target with probability 1/2."
         raise AssumptionError(must("d_0", "at least 2", widths[0], fix))
     if widths[-1] != 1:
         raise AssumptionError(must("d_n", "1", widths[-1], "Theorem 4 is about one output."))
     if A is None:
-        generator = torch.Generator().manual_seed(seed)
+        whole = number("seed", seed, "an integer from 0 to 2⁶³ − 1",
+                       lambda s: 0 <= s < 2**63 and s == int(s), "It starts the draw.")  # fmt: skip
+        generator = torch.Generator().manual_seed(int(whole))
         row = uniform_radius((1, widths[0]), LARGEST_START, generator=generator)
     else:
         row = tensor("A", A)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch_gfshadow.bounds._balanced import Setting
-from torch_gfshadow.bounds._scalars import not_negative, number, size
+from torch_gfshadow.bounds._scalars import listed, not_negative, number, size
 from torch_gfshadow.bounds.base import Evaluation
 from torch_gfshadow.errors import AssumptionError, must
 
@@ -111,8 +111,8 @@ def exact_dynamics(
         path = follow(setting, gap=target)
         asked = np.array([time_of(path, target)])
     else:
-        listed: Any = times if hasattr(times, "__len__") else [times]
-        asked = np.array([not_negative("times", t, "Time starts at 0.") for t in listed])
+        several = listed("times", times) if hasattr(times, "__len__") else [times]
+        asked = np.array([not_negative("times", t, "Time starts at 0.") for t in several])
         path = follow(setting, time=float(asked.max(initial=0.0)))
     r, cosine, sine = _between(path, asked)
     value = {

@@ -76,18 +76,28 @@ def evaluate(Ws: Any, dWs: Any, X: Any, Y: Any, loss: str = "square") -> Evaluat
 
     Returns:
         ``quadratic_form``, and ``lambda_min``, ``lambda_max``, ``trace`` of the dense Hessian
-        (``None`` above 4,000 parameters).
+        (``None`` above 4,000 parameters, and where one overflows).
 
     Raises:
         AssumptionError: If a shape, the depth or the loss does not fit.
     """
     chain, phi = network(Ws, X, Y, loss)
-    form = quadratic_form(Point(chain, phi), like("dWs", dWs, [w.shape for w in chain.weights]))
-    value: dict[str, Any] = {"quadratic_form": float(form)}
+    point, changes = Point(chain, phi), like("dWs", dWs, [w.shape for w in chain.weights])
+    with np.errstate(over="ignore", invalid="ignore"):
+        value: dict[str, Any] = {"quadratic_form": float(quadratic_form(point, changes))}
     value.update(lambda_min=None, lambda_max=None, trace=None)
-    if chain.size <= DENSE_LIMIT:
-        hessian = Point(chain, phi).hessian()
+    hessian = dense(point)
+    if hessian is not None:
         spectrum = np.linalg.eigvalsh(hessian)
         value["lambda_min"], value["lambda_max"] = float(spectrum[0]), float(spectrum[-1])
         value["trace"] = float(np.trace(hessian))
     return Evaluation(value, (SMOOTH,))
+
+
+def dense(point: Point) -> Matrix | None:
+    """Return ∇²f, unless it is too large or leaves the range of a float."""
+    if point.chain.size > DENSE_LIMIT:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        hessian = point.hessian()
+    return hessian if np.isfinite(hessian).all() else None

@@ -26,7 +26,7 @@ from torch_gfshadow.bounds._deep_linear import Chain, Point, network, top_eigenv
 from torch_gfshadow.bounds._inputs import Matrix, layers
 from torch_gfshadow.bounds._losses import UNIT, Loss, spectral_norm, times
 from torch_gfshadow.bounds.base import Evaluation
-from torch_gfshadow.bounds.lemma1 import CONVEX, DENSE_LIMIT, SMOOTH
+from torch_gfshadow.bounds.lemma1 import CONVEX, SMOOTH, dense
 
 _UP = 1 + 1e-12  # covers the handful of products and sums that no norm covers
 
@@ -146,23 +146,23 @@ def evaluate(Ws: Any, X: Any, Y: Any, loss: str = "square") -> Evaluation:  # no
     Returns:
         ``rhs_eq13``, ``rhs_spectral``, ``rhs_C_norms``, ``rhs_C_blocks``, lower bounds of
         ``lambda_min``; ``smoothness``, an upper limit of ‖∇²f‖; and ``lambda_min`` of the dense
-        Hessian (``None`` above 4,000 parameters).
+        Hessian (``None`` above 4,000 parameters, and where it overflows).
 
     Raises:
         AssumptionError: If a shape, the depth or the loss does not fit.
     """
     point = Point(*network(Ws, X, Y, loss))
     found = lambda_min_bounds(point)
-    smallest = None
-    if point.chain.size <= DENSE_LIMIT:
-        smallest = float(np.linalg.eigvalsh(point.hessian())[0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        limit = float(smoothness(point))
+    hessian = dense(point)
     value = {
         "rhs_eq13": found.eq13,
         "rhs_spectral": found.spectral,
         "rhs_C_norms": found.C_norms,
         "rhs_C_blocks": found.C_blocks,
-        "smoothness": float(smoothness(point)),
-        "lambda_min": smallest,
+        "smoothness": limit,
+        "lambda_min": None if hessian is None else float(np.linalg.eigvalsh(hessian)[0]),
     }
     return Evaluation(value, (SMOOTH, CONVEX))
 

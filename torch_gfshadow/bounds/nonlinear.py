@@ -21,6 +21,7 @@ from typing import Any
 
 from torch_gfshadow.bounds import _homogeneous as shared
 from torch_gfshadow.bounds._floors import Floor, shares_weights
+from torch_gfshadow.bounds._losses import loss_name
 from torch_gfshadow.bounds.base import Assumption, Evaluation
 from torch_gfshadow.errors import AssumptionError, must
 from torch_gfshadow.network import NetworkPoint
@@ -53,7 +54,8 @@ def evaluate(
         AssumptionError: If there is one layer only, a shape does not fit, a number is not finite,
             or the loss is not one of these.
     """
-    shared.at_least_two("Ws", len(Ws))
+    shared.at_least_two("Ws", Ws)
+    loss = loss_name(loss)
     weights = [shared.matrix(f"Ws[{j}]", w) for j, w in enumerate(Ws)]
     for j, (below, above) in enumerate(pairwise(weights), 1):
         if above.shape[1] != below.shape[0]:

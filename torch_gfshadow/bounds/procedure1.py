@@ -13,9 +13,8 @@ import torch
 
 from torch_gfshadow.balance import balanced_factors, unbalancedness
 from torch_gfshadow.bounds._balanced import tensor
-from torch_gfshadow.bounds._scalars import held, size
+from torch_gfshadow.bounds._scalars import held, listed, size
 from torch_gfshadow.bounds.base import Evaluation
-from torch_gfshadow.errors import AssumptionError, must
 
 
 def procedure1(A: Any, dims: Sequence[int]) -> Evaluation:  # noqa: N803 - the paper's letter
@@ -36,9 +35,7 @@ def procedure1(A: Any, dims: Sequence[int]) -> Evaluation:  # noqa: N803 - the p
     References:
         Elkabetz & Cohen 2021, Procedure 1.
     """
-    if not hasattr(dims, "__len__"):
-        raise AssumptionError(must("dims", "a list of widths", repr(dims), "Write [d_0, …, d_n]."))
-    widths = [size(f"dims[{i}]", d) for i, d in enumerate(dims)]
+    widths = [size(f"dims[{i}]", d) for i, d in enumerate(listed("dims", dims, "widths"))]
     layers = balanced_factors(tensor("A", A), widths)
     product = layers[0]
     for layer in layers[1:]:

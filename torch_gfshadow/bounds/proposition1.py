@@ -24,7 +24,7 @@ from torch_gfshadow.bounds._deep_linear import Chain, Point
 from torch_gfshadow.bounds._inputs import Matrix
 from torch_gfshadow.bounds._losses import Loss, loss_of
 from torch_gfshadow.bounds._phi import exp
-from torch_gfshadow.bounds._scalars import number
+from torch_gfshadow.bounds._scalars import listed, number, size
 from torch_gfshadow.bounds.base import Assumption, Evaluation
 from torch_gfshadow.bounds.lemma1 import SMOOTH, quadratic_form
 from torch_gfshadow.errors import AssumptionError, must
@@ -67,13 +67,13 @@ def proposition1(dims: Sequence[int], loss: Loss, target: float) -> Construction
     widths = _widths(dims, loss)
     depth = len(widths) - 1
     fix = "The construction makes the curvature negative, not positive."
-    size = -number("target", target, "negative", lambda x: x < 0.0, fix)
+    magnitude = -number("target", target, "negative", lambda x: x < 0.0, fix)
     gradient = loss.gradient(np.zeros((widths[-1], widths[0])))
     left, sizes, right = np.linalg.svd(gradient, full_matrices=False)
     if not sizes[0] > 0.0:
         fix = "At W = 0 the loss is already smallest; shift or relabel the data."
         raise AssumptionError(must("‖∇φ(0)‖", "positive", f"{sizes[0]:g}", fix))
-    scale = exp((math.log(size) - math.log(float(sizes[0]))) / (depth - 2))
+    scale = exp((math.log(magnitude) - math.log(float(sizes[0]))) / (depth - 2))
     weights = [np.zeros((rows, columns)) for columns, rows in pairwise(widths)]
     direction = [np.zeros_like(w) for w in weights]
     for inner in weights[1:-1]:
@@ -116,16 +116,10 @@ def evaluate(
 
 
 def _widths(dims: Sequence[int], loss: Loss) -> tuple[int, ...]:
-    try:
-        widths = tuple(int(d) for d in dims)
-    except (TypeError, ValueError) as error:
-        fix = "Write it as (d_0, …, d_n)."
-        raise AssumptionError(must("dims", "a list of widths", repr(dims), fix)) from error
+    widths = tuple(size(f"dims[{i}]", d) for i, d in enumerate(listed("dims", dims, "widths")))
     if len(widths) < 4:
         fix = "With two layers λ_min ≥ −‖∇φ(W)‖, which no choice of inner layers can lower."
         raise AssumptionError(must("depth of dims", "at least 3", len(widths) - 1, fix))
-    if min(widths) < 1:
-        raise AssumptionError(must("dims", "at least 1 each", min(widths), "Drop the layer."))
     if (widths[-1], widths[0]) != loss.shape:
         got = f"{widths[-1]} × {widths[0]}"
         fix = "dims begin with the columns of X and end with those of Y."

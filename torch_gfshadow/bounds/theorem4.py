@@ -20,7 +20,7 @@ from typing import Any
 from torch_gfshadow.bounds._balanced import Setting, setting_of
 from torch_gfshadow.bounds._phi import exp
 from torch_gfshadow.bounds._scalars import positive
-from torch_gfshadow.bounds.base import Evaluation
+from torch_gfshadow.bounds.base import Assumption, Evaluation
 
 _DIGITS = 60
 
@@ -89,10 +89,17 @@ def equation20(n: int, r0: float, nu: float, eps_tilde: float, eta: float) -> Ev
     log_eta = math.log(positive("eta", eta, "It is a step size."))
     limit = log_step_size(setting, accuracy)
     steps = n_steps(setting, accuracy, log_eta, Decimal(float(eta)))
-    status = "ok"
-    if log_eta > limit + 1e-12 * abs(limit):
+    allowed, status = log_eta <= limit + 1e-12 * abs(limit), "ok"
+    if not allowed:
         status = f"eta is larger than Equation 19 allows (log_eta = {limit:.6g}): k is no guarantee"
-    return Evaluation({"k": f"{steps:f}"}, setting.assumptions, status)
+    how = f"log eta = {log_eta:.6g}, log of the limit = {limit:.6g}"
+    small = Assumption(
+        "eta at most that of Equation 19",
+        f"{'held' if allowed else 'failed'}: {how}",
+        certain=allowed,
+        failed=not allowed,
+    )
+    return Evaluation({"k": f"{steps:f}"}, (*setting.assumptions, small), status)
 
 
 def log_step_size(setting: Setting, accuracy: float) -> float:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 
 from torch_gfshadow.bounds._phi import exp
-from torch_gfshadow.bounds._scalars import finite, held, not_negative, positive, vouched
-from torch_gfshadow.bounds.base import Evaluation
+from torch_gfshadow.bounds._scalars import finite, held, not_negative, positive
+from torch_gfshadow.bounds.base import Assumption, Evaluation
 
 
 def worst_case(a: float, m: float, x: float, y: float) -> Evaluation:
@@ -64,7 +64,7 @@ def necessary_step_size(a: float, m: float, eps: float, horizon: float) -> Evalu
     radius = positive("eps", eps, "It is the distance from the flow to be kept.")
     end = positive("horizon", horizon, "It is the time up to which GD follows the flow.")
     log_eta = math.log(2 * radius * (1 + rate**2) / amplitude) - rate * (1 + amplitude**2 / 2) * end
-    estimate = vouched("ε small against the width of the ridge")
+    estimate = Assumption("ε small against the width of the ridge", "not checked", certain=False)
     return Evaluation({"eta": exp(log_eta), "log_eta": log_eta}, (estimate,))
 
 
