@@ -1,67 +1,128 @@
 """What an attached shadow costs at a step at which nothing is due.
 
-``optimizer.step()`` of the demo network is timed with the shadow attached and without, in turn,
-on two models of the same make; forward and backward passes are timed apart, once in every round,
-because their own scatter is larger than what is measured.
+Two loops of the same make run in turn, one with the shadow attached and one without. Only
+``optimizer.step()`` is timed, each time right after the backward pass of its own loop, when the
+processor's caches hold nothing of ours: forward and backward passes scatter by more than what is
+measured. Which loop goes first alternates. The control is the same with no shadow in either.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
 import torch_gfshadow as gfs
-from benchmarks.networks import CASES, batch_of, digits
+from benchmarks.networks import CASES, Batch, batch_of, digits, resnet18
 from benchmarks.tables import Table, seconds
+from torch_gfshadow.experiments.networks import cross_entropy
 
 ROUNDS = {"tiny": 20, "quick": 400, "full": 3000}
 _DIGITS = {"tiny": 40, "quick": 1000, "full": 1000}
 _NEVER = 10**9
-MODES = {
-    "with data, `every` far": {"reference": True},
-    "passive, `every` far": {"reference": False},
+
+
+def _sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=1e-6)
+
+
+def _adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam([{"params": [p]} for p in model.parameters()], lr=1e-6)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One comparison: network, optimizer and what is attached to one of the two."""
+
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = _sgd
+    mode: str = "reference"
+    residual: bool = False
+
+    def attach(
+        self, optimizer: torch.optim.Optimizer, model: nn.Module, loss: Any, batch: Batch
+    ) -> gfs.Shadow | None:
+        """Attach what is measured, with everything it does due far away."""
+        if self.mode == "none":
+            return None
+        if self.mode == "passive":
+            return gfs.attach(optimizer, every=_NEVER, on_error="raise")
+        return gfs.attach(
+            optimizer,
+            model,
+            loss,
+            data=batch,
+            every=_NEVER,
+            probe_every=_NEVER,
+            probes=(),
+            on_error="raise",
+        )
+
+
+LOOPS = {
+    "control: none in either": Loop(mode="none"),
+    "with data, `every` far": Loop(),
+    "passive, `every` far": Loop(mode="passive"),
+    "with data, Adam, a group per tensor": Loop(_adam),
+    "with data, ResNet-18, 62 tensors": Loop(residual=True),
 }
 
 
 def measure(label: str, size: str) -> list[object]:
     """Return a row: microseconds added per step, their share of a whole step, gradients added."""
-    case, batch = CASES["linear"], batch_of(digits(_DIGITS[size]), torch.float32)
-    models = [case.model(torch.float32) for _ in range(2)]
-    bare, shadowed = (torch.optim.SGD(m.parameters(), lr=1e-6) for m in models)
-    if MODES[label]["reference"]:
-        arguments = {"model": models[1], "objective": case.loss, "data": batch}
-        shadow = gfs.attach(
-            shadowed, **arguments, every=_NEVER, probe_every=_NEVER, on_error="raise"
-        )
-    else:
-        shadow = gfs.attach(shadowed, every=_NEVER, on_error="raise")
-    before, differences, whole = shadow.summary(), [], []
+    loop, case, rounds = LOOPS[label], CASES["linear"], ROUNDS[size]
+    loss, batch = case.loss, batch_of(digits(_DIGITS[size]), torch.float32)
+    models: list[nn.Module] = [case.model(torch.float32) for _ in range(2)]
+    if loop.residual:
+        pair = [resnet18(), resnet18()]
+        models = [network for network in pair if network is not None]
+        draw = torch.Generator().manual_seed(0)
+        batch = torch.randn(2, 3, 32, 32, generator=draw), torch.arange(2)
+        loss, rounds = cross_entropy, max(5, rounds // 10)
+    optimizers = [loop.optimizer(model) for model in models]
+    shadow = loop.attach(optimizers[1], models[1], loss, batch)
+    before = shadow.summary() if shadow is not None else None
+    steps: tuple[list[float], list[float]] = [], []
+    passes: list[float] = []
+    for turn in range(rounds + 3):  # steps 1 and 2 are due, the others warm up
+        for which in (0, 1) if turn % 2 else (1, 0):
+            model, optimizer = models[which], optimizers[which]
 
-    def passes() -> None:
-        bare.zero_grad()
-        torch.autograd.backward(case.loss(models[0], batch))
+            def backward(
+                model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer
+            ) -> None:
+                optimizer.zero_grad()
+                torch.autograd.backward(loss(model, batch))
 
-    passes()
-    for one, other in zip(models[1].parameters(), models[0].parameters(), strict=True):
-        one.grad = other.grad.clone() if other.grad is not None else None
-    for _ in range(ROUNDS[size]):
-        of_passes = seconds(passes)
-        of_bare, of_shadowed = seconds(bare.step), seconds(shadowed.step)
-        differences.append(of_shadowed - of_bare)
-        whole.append(of_passes + of_bare)
-    # steps 1 and 2 are due: the first warms up, probes may fall on both
-    added, step = statistics.median(differences[3:]), statistics.median(whole)
-    after = shadow.summary()
-    shadow.detach()
-    spent = after["by_purpose"]["grads"]
-    gradients = sum(spent.values()) - sum(before["by_purpose"]["grads"].values())
-    return [label, added * 1e6, f"{added / step:.2%}", step * 1e3, gradients]
+            passes.append(seconds(backward))
+            steps[which].append(seconds(optimizer.step))
+    bare, shadowed = (times[3:] for times in steps)
+    differences = sorted(b - a for a, b in zip(bare, shadowed, strict=True))
+    low, added, high = statistics.quantiles(differences, n=4)
+    error = 1.2 * (high - low) / 1.35 / len(differences) ** 0.5  # of a median, if normal
+    step = statistics.median(passes) + statistics.median(bare)
+    gradients = 0
+    if shadow is not None and before is not None:
+        spent = shadow.summary()["by_purpose"]["grads"]
+        gradients = sum(spent.values()) - sum(before["by_purpose"]["grads"].values())
+        shadow.detach()
+    return [label, added * 1e6, error * 1e6, f"{added / step:.2%}", step * 1e3, gradients]
 
 
 def tables(size: str) -> list[Table]:
     """Return the table of idle overheads."""
-    rows = [measure(label, size) for label in MODES]
-    heads = ["shadow", "µs added per step", "of a step", "ms of a bare step"]
-    note = f"The demo's linear network, {ROUNDS[size]} pairs of steps, medians of differences."
+    rows = [
+        measure(label, size)
+        for label, loop in LOOPS.items()
+        if not loop.residual or (size != "tiny" and resnet18() is not None)
+    ]
+    heads = ["shadow", "µs added per step", "±", "of a step", "ms of a bare step"]
+    note = (
+        "The demo's linear network with plain SGD where nothing else is said; "
+        f"{ROUNDS[size]} pairs of steps (ResNet-18: a tenth), medians of differences with their "
+        "standard error."
+    )
     return [Table("idle", [*heads, "gradients added in all"], rows, note)]

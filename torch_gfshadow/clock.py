@@ -58,3 +58,8 @@ class SparseSchedule:
 def every(step: int, period: int | None) -> bool:
     """Say whether ``step`` is a multiple of ``period`` (never for ``None``)."""
     return period is not None and step % period == 0
+
+
+def next_multiple(step: int, period: int) -> int:
+    """Return the first multiple of ``period`` that is not below ``step``."""
+    return -(-step // period) * period

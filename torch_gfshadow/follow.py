@@ -62,6 +62,11 @@ class Follower:
         """Whether the gradient of the step to come must be read, record or not."""
         return self._own is not None
 
+    @property
+    def idle(self) -> bool:
+        """Whether the step to come may pass without :meth:`before` and :meth:`after`."""
+        return self._own is None
+
     def start(self, theta: Tensor) -> None:
         """Start where the run stands, from what the objective's own checks found there."""
         objective = self._parts.objective

@@ -49,6 +49,8 @@ class Shadow:
             self._timed(tracker.after_step),
             tracker.parts.watched.skips,
             self._fail,
+            idle=tracker.idle,
+            count=tracker.count,
         )
 
     # -- what was measured --------------------------------------------------------------------

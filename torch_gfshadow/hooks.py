@@ -26,6 +26,9 @@ class StepHooks:
         skips: Says whether the step about to be taken changes nothing.
         fail: Called with an exception of any of the above; training never sees it unless
             ``fail`` raises.
+        idle: Says, at little cost, whether the step about to be taken needs nothing but
+            ``count`` after it. If so none of the others is called.
+        count: Called instead of ``after`` then.
     """
 
     def __init__(
@@ -34,9 +37,14 @@ class StepHooks:
         after: StepFunction,
         skips: Callable[[], bool],
         fail: Callable[[BaseException], None],
+        *,
+        idle: Callable[[], bool] = lambda: False,
+        count: StepFunction = lambda: None,
     ) -> None:
         self._before, self._after, self._skips, self._fail = before, after, skips, fail
+        self._idle, self._count = idle, count
         self._depth = 0
+        self._counts = False
         self._skipped = False
         self._calling = False
         self._hooks: list[Hook] = []
@@ -86,7 +94,16 @@ class StepHooks:
     def _post(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
         if self._depth == 0 and not self._skipped:
-            self._guard(self._after)
+            if not self._counts:
+                self._guard(self._after)
+                return
+            self._calling = True
+            try:
+                self._count()
+            except Exception as error:
+                self._fail(error)
+            finally:
+                self._calling = False
 
     def _after_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         first = True
@@ -103,7 +120,19 @@ class StepHooks:
 
     def _begin(self) -> None:
         self._skipped = True
-        self._guard(self._look)
+        self._counts = False
+        self._calling = True
+        try:
+            self._counts = self._idle()
+        except Exception as error:
+            self._fail(error)
+            return
+        finally:
+            self._calling = False
+        if self._counts:
+            self._skipped = False
+        else:
+            self._guard(self._look)
 
     def _look(self) -> None:
         self._skipped = self._skips()

@@ -69,6 +69,11 @@ class Minibatch(Follower):
         return self._follows_next and self._parts.settings.audit
 
     @property
+    def idle(self) -> bool:
+        """Whether no shadow follows the step to come, and no batch waits to be taken or missed."""
+        return not (self._follows_next or self._observed.count or self._cut)
+
+    @property
     def _follows_next(self) -> bool:
         if self._restarts:
             return self._fresh and every(self._clock.step + 1, self._parts.settings.every)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch_gfshadow.clock import every
+from torch_gfshadow.clock import every, next_multiple
 from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.session import Settings
 
@@ -97,6 +97,16 @@ class Sampler:
         if self._settings.budget is not None:
             return self.active
         return (self.active and not self.whole) or every(step, period) or every(step + 1, period)
+
+    def silent_until(self, step: int) -> int:
+        """Return the last step before which, from ``step`` on, nothing begins, ends or is read.
+
+        ``step`` − 1 if that is not certain of ``step`` itself.
+        """
+        settings = self._settings
+        if settings.budget is not None or (self.active and not self.whole):
+            return step - 1
+        return next_multiple(step, settings.every) - 2
 
     def affords_probes(self) -> bool:
         """Say whether the probes of one record can be paid for; without a budget they can."""

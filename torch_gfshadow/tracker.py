@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torch_gfshadow._plain import load_attributes, saved_attributes
 from torch_gfshadow.alerts import Watch
-from torch_gfshadow.clock import FlowClock, SparseSchedule, every
+from torch_gfshadow.clock import FlowClock, SparseSchedule, every, next_multiple
 from torch_gfshadow.follow import Follower
 from torch_gfshadow.measure import Measures
 from torch_gfshadow.outlet import Outlet
@@ -57,6 +57,7 @@ class Tracker:
         self._watch = Watch(parts.alerts) if parts.alerts is not None else None
         self._path = 0.0
         self._resumed = False
+        self._silent_until = 0  # the last step that may need nothing, as far as is known
         # in the parameters' own dtype, which holds them exactly in half the space
         self._origin = self._now().to(parts.watched.layout.dtype)
         self._last_theta = self._origin
@@ -76,6 +77,30 @@ class Tracker:
         self.parts.watched.mark()
         self.outlet.hold(self._record())
 
+    def idle(self) -> bool:
+        """Say whether the step to come needs nothing but to be counted: the cheapest question.
+
+        Nothing is due before it or after it, nothing is held, nobody touched the optimizer or the
+        parameters. False is "look closer", with :meth:`before_step`.
+        """
+        if self.clock.step >= self._silent_until or self.paused or self._resumed:
+            return False
+        parts = self.parts
+        ledger = parts.session.ledger
+        start = ledger.now()
+        still = self.follower.idle and parts.watched.still()
+        ledger.seconds += ledger.now() - start
+        return still
+
+    def count(self) -> None:
+        """Count a step that :meth:`idle` was true of."""
+        parts = self.parts
+        ledger = parts.session.ledger
+        start = ledger.now()
+        self.clock.tick(self.follower.step_size)
+        parts.watched.mark()
+        ledger.seconds += ledger.now() - start
+
     def before_step(self) -> None:
         """Read the gradient the step is about to use, and the rate it will use it with."""
         self.outlet.release()
@@ -85,6 +110,8 @@ class Tracker:
             self.follower.note(Status.EXTERNAL_EDIT, f"before step {step}")
             self.resync()
         self.follower.read_step_size()
+        watched.look()
+        self._silent_until = 0
         if self.paused:
             self.follower.skip()
             self._used.skip()
@@ -93,6 +120,7 @@ class Tracker:
         else:
             self._used.skip()
             self.follower.before(None)
+            self._silent_until = self._silence(step)
 
     def after_step(self) -> None:
         """Advance the clock, bring the shadow along, and write a record if one is due."""
@@ -114,6 +142,11 @@ class Tracker:
         if every(step, settings.resync_every):
             self.resync()
         self.parts.watched.mark()
+
+    def _silence(self, step: int) -> int:
+        """Return the last step, from ``step`` on, that is certain to need nothing of us."""
+        last, period = self.sampler.silent_until(step), self.parts.settings.resync_every
+        return last if period is None else min(last, next_multiple(step, period) - 1)
 
     def resync(self) -> None:
         """Set the shadow to the run's own parameters; discrepancies start anew from here."""

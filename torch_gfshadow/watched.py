@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torch_gfshadow._purity import unwrap
-from torch_gfshadow._tree import Layout, dense, is_sharded, local
+from torch_gfshadow._sample import Sample
+from torch_gfshadow._tree import Layout, dense
 from torch_gfshadow.errors import must
 
-_SAMPLED_PARAMS, _SAMPLED_VALUES = 8, 64
+_LISTS = ("params", "param_names")
+_members, _trainable = itemgetter("params"), attrgetter("requires_grad")
 
 
 def layout_of(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> Layout:
@@ -74,9 +78,10 @@ class Watched:
         self._optimizer = weakref.ref(optimizer)
         self.layout = layout
         self._ids = {id(p) for p in layout.params}
-        self._marks: list[Tensor] = []
-        self._located: list[tuple[Tensor, int]] = []
-        self._views: list[list[Tensor]] = []
+        self._first = layout.params[0]
+        self._sample = Sample(layout.params)
+        self._seen: list[dict[str, Any]] | None = None
+        self._listed: tuple[list[int], list[bool]] = [], []
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -100,6 +105,8 @@ class Watched:
 
         ``add_param_group``, (un)freezing and rebinding ``param_groups`` do that.
         """
+        if _identities(self.groups) == self._listed:
+            return False
         now = {id(p) for g in self.groups for p in g["params"] if p.requires_grad}
         return now != self._ids
 
@@ -129,51 +136,57 @@ class Watched:
 
     def mark(self) -> None:
         """Remember a sample of the parameters as they are now."""
-        self._marks = self._sample()
+        self._sample.mark()
 
     @property
     def marks(self) -> list[Tensor]:
         """The sample that :meth:`mark` took."""
-        return self._marks
+        return self._sample.marks
 
     @marks.setter
     def marks(self, marks: Sequence[Tensor]) -> None:
-        self._marks = [m.to(now) for m, now in zip(marks, self._sample(), strict=True)]
+        self._sample.marks = list(marks)
 
     def edited(self) -> bool:
         """Say whether the sample changed since :meth:`mark`: somebody else moved the model."""
-        if not self._marks:
+        return not self._sample.unmoved() and self._sample.moved()
+
+    def look(self) -> None:
+        """Remember what :meth:`still` compares with; the caller has read all there is to read."""
+        groups = self.groups
+        self._listed = _identities(groups)
+        plain = all(_is_plain(v) for g in groups for k, v in g.items() if k not in _LISTS)
+        moves = any(g.get("lr", 0.0) != 0.0 for g in groups) if plain else False
+        self._seen = [dict(g) for g in groups] if moves else None
+
+    def still(self) -> bool:
+        """Say whether all is as :meth:`look` and :meth:`mark` saw it, and a step will be taken.
+
+        False is "look closer". Written for speed: most steps do nothing else, and no operation of
+        torch's is among these.
+        """
+        optimizer, seen = self._optimizer(), self._seen
+        if optimizer is None or seen is None or self._first.grad is None:
             return False
-        now = self._sample()
-        return not all(map(_unchanged, self._marks, now))
-
-    def _sample(self) -> list[Tensor]:
-        """Return copies, one vector per dtype and device; most steps do nothing else."""
-        for part, at in self._located:
-            if part.data_ptr() != at:
-                self._located = []
-                break
-        if not self._located:
-            self._locate()
-        return [torch.cat(views) for views in self._views]
-
-    def _locate(self) -> None:
-        """Find the sampled entries in memory; they stay there until somebody sets ``.data``."""
-        params = self.layout.params
-        n = min(len(params), _SAMPLED_PARAMS)
-        last = len(params) - 1
-        groups: dict[Any, list[Tensor]] = {}
-        for param in (params[i * last // max(n - 1, 1)] for i in range(n)):  # both ends are in
-            part = local(param.detach())
-            flat = part.reshape(-1)
-            view = flat[:: max(1, flat.numel() // _SAMPLED_VALUES)]
-            groups.setdefault((part.dtype, part.device), []).append(view)
-            # a copy would not follow: of these, and of shards, look anew each time
-            plain = part.is_contiguous() and not is_sharded(param)
-            self._located.append((param, part.data_ptr()) if plain else (part, -1))
-        self._views = list(groups.values())
+        if getattr(optimizer, "found_inf", None) is not None:
+            return False
+        groups = optimizer.param_groups
+        try:
+            if groups != seen:
+                return False
+        except (RuntimeError, ValueError):  # of comparing another tensor with one of ours
+            return False
+        return _identities(groups) == self._listed and self._sample.unmoved()
 
 
-def _unchanged(mark: Tensor, now: Tensor) -> bool:
-    # a run that diverged is not an edit: NaN equals NaN here
-    return torch.equal(mark, now) or torch.equal(mark.nan_to_num(), now.nan_to_num())
+def _identities(groups: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[bool]]:
+    """Return which parameters the groups hold, and which of them are trainable."""
+    listed = list(chain.from_iterable(map(_members, groups)))
+    return list(map(id, listed)), list(map(_trainable, listed))
+
+
+def _is_plain(value: object) -> bool:
+    """Say whether ``value`` cannot change in place."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
