@@ -108,7 +108,7 @@ class Sample:
             views = [view for views in self._views for view in views]
             if all(view.element_size() in as_bits for view in views):
                 self._memory = [
-                    memoryview(view.view(as_bits[view.element_size()]).numpy()) for view in views
+                    view.view(as_bits[view.element_size()]).numpy().data for view in views
                 ]
 
 
