@@ -113,6 +113,41 @@ def test_depth_and_extreme_alignment_do_not_overflow():
     assert math.isfinite(found["lambda_min"][0])
 
 
+@pytest.mark.parametrize(
+    ("n", "r0", "nu"),
+    [(2, 1e-3, 0.3), (3, 1e-4, -0.9), (6, 0.02, 0.5), (8, 0.1, -0.5), (8, 0.05, 1.0)],
+)
+def test_between_its_nodes_the_flow_has_eleven_digits(n, r0, nu):
+    """Against SciPy in log r and artanh ν, at times that are no nodes."""
+
+    def field(_, y):
+        pace = math.exp((1 - 2 / n) * y[0])
+        cosine = math.tanh(y[1]) if nu < 1 else 1.0
+        return [n * pace * (cosine - math.exp(y[0])), pace if nu < 1 else 0.0]
+
+    end = bounds.exact_dynamics(n, r0, nu, eps_bar=0.2).value["t"][0]
+    times = (end * np.linspace(0.0, 1.0, 23)).tolist()
+    found = bounds.exact_dynamics(n, r0, nu, times=times).value
+    begin = [math.log(r0), math.atanh(nu) if nu < 1 else 0.0]
+    options = {"method": "DOP853", "rtol": 1e-13, "atol": 1e-14, "t_eval": times}
+    r = np.exp(solve_ivp(field, (0.0, times[-1]), begin, **options).y[0])
+    assert found["r"] == pytest.approx(r, rel=3e-11)
+
+
+def test_the_tight_step_of_extreme_settings_is_a_number_or_a_refusal():
+    huge = bounds.tight_step(3, 0.2, -1 + 1e-9, 0.1).value
+    assert huge["eta"] == 0.0
+    assert huge["log_eta"] < -1e4
+    assert len(huge["k"]) > 4000
+    many = bounds.tight_step(50, 1e-8, 0.0, 0.1).value
+    assert many["k"] >= many["horizon"] / many["eta"] * (1 - 1e-12)
+    # the start is as good as asked for: as if less had been asked
+    easy, double = (bounds.tight_step(3, 0.2, 0.5, eps).value for eps in (1e300, 0.84))
+    assert easy == double
+    with pytest.raises(AssumptionError, match=r"must be larger, got 1e-300 with ν = 0\.5"):
+        bounds.tight_step(3, 1e-300, 0.5, 0.1)
+
+
 @pytest.mark.parametrize("n", [2, 3, 4, 6, 8])
 @pytest.mark.parametrize("r0", [0.2, 0.05, 1e-3])
 def test_proposition_3_holds_and_is_far_above_the_truth(n, r0):

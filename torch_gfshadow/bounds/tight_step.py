@@ -16,8 +16,10 @@ each taken at its largest over short cells of time. Against Equation 19 the step
 
 from __future__ import annotations
 
+import decimal
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from torch_gfshadow.bounds._scalars import distance, positive
 from torch_gfshadow.bounds.base import Assumption, Evaluation
 from torch_gfshadow.bounds.exact_dynamics import Array, Path, follow, time_of
 from torch_gfshadow.bounds.theorem3 import theorem3
+from torch_gfshadow.errors import AssumptionError, must
 
 _HALVINGS, _CELLS = 12, 250
 
@@ -58,7 +61,8 @@ def tight_step(
 
     Returns:
         ``feasible``; ``eta``, a strict upper limit, with ``log_eta``; ``k``, the number of steps
-        at η; ``eps``, the distance kept; ``horizon``, the time at which the loss is reached.
+        at η, in digits from 10⁴⁰⁰⁰ on; ``eps``, the distance kept; ``horizon``, the time at which
+        the loss is reached.
 
     Raises:
         AssumptionError: If a hypothesis fails; the message has the number.
@@ -69,6 +73,7 @@ def tight_step(
     else:
         setting, start = Setting.of(n, r0, nu), distance("init_dist", init_dist)
     # an accuracy beyond the loss at the start is reached at once
+    accuracy = min(accuracy, 2.0 * _gap_at_start(setting))
     wanted = min(0.5 * accuracy, 0.99 * _gap_at_start(setting))
     path = follow(setting, gap=wanted)
     horizon = time_of(path, wanted)
@@ -91,12 +96,16 @@ def tight_step(
     assert found is not None
     feasible = bool(found.value["feasible"])
     last = float(path.times[-1] - horizon)
+    if not last > 0.0:
+        fix = "Near 0, and near ν = −1, the flow stands still for longer than float64 can count."
+        got = f"{setting.r0:g} with ν = {setting.nu:g}"
+        raise AssumptionError(must("r0 = ‖W_{n:1}‖_F at the start", "larger", got, fix))
     log_eta = min(found.value["log_eta"], math.log(last)) if feasible else None
     value = {
         "feasible": feasible,
         "eta": math.exp(log_eta) if log_eta is not None else 0.0,
         "log_eta": log_eta,
-        "k": math.ceil(horizon / math.exp(log_eta)) if log_eta is not None else None,
+        "k": None if log_eta is None else _fits(horizon, log_eta),
         "eps": radius,
         "horizon": horizon,
     }
@@ -128,6 +137,16 @@ def ball_constants(path: Path, eps: float) -> tuple[Array, float, float]:
     beta = float((n * wide ** (2 * n - 2) + m).max())
     gamma = float((root(n) * ball * wide ** (n - 1)).max())
     return m, beta, gamma
+
+
+def _fits(horizon: float, log_eta: float) -> int | str:
+    """Return how many steps of this size it takes; digits where Python writes no integer."""
+    if log_eta > -700.0:
+        return math.ceil(horizon / math.exp(log_eta))
+    with decimal.localcontext() as context:
+        context.prec, context.rounding = 60, decimal.ROUND_CEILING
+        count = (Decimal(horizon) * Decimal(-log_eta).exp()).to_integral_value()
+        return int(count) if count.adjusted() < 4000 else f"{count:f}"
 
 
 def _largest(values: Array) -> Array:
