@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 
 import pytest
+import torch
 from pages import ROOT
 
 sys.path.insert(0, str(ROOT))
@@ -70,6 +71,25 @@ def test_a_product_is_timed_against_a_gradient():
     for row in eigen.products("tiny").rows:
         assert row[2] == "func"
         assert 0.2 < row[3] < 10.0
+        # one layer of 784 inputs, the rest of 50: the product does nothing it need not
+        taken, least = row[6:]
+        assert taken == pytest.approx(least, rel=1e-12)
+        assert taken == pytest.approx(96_400 / 87_400)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_product_on_resnet18_takes_the_least_that_arithmetic_allows(train):
+    network = eigen.resnet18()
+    if network is None:
+        pytest.skip("no torchvision")
+    draw = torch.Generator().manual_seed(0)
+    batch = torch.randn(2, 3, 64, 64, generator=draw), torch.tensor([3, 8])
+    objective = eigen.objective_of(network.train(train), eigen.cross_entropy, batch)
+    product = eigen.Curvature(objective).at(objective.layout.current())
+    taken, least = eigen.arithmetic(objective, product)
+    assert least == pytest.approx(1.956, abs=0.001)
+    # torch computes the derivative by the image as well, and strided kernels with their padding
+    assert least <= taken <= 1.04 * least
 
 
 def test_bytes_are_counted_exactly():
