@@ -10,6 +10,7 @@ from torch import nn
 import torch_gfshadow as gfs
 from torch_gfshadow import outlet
 from torch_gfshadow.ledger import Ledger
+from torch_gfshadow.objective import Objective
 from torch_gfshadow.sampling import Sampler
 from torch_gfshadow.session import Settings
 
@@ -102,6 +103,47 @@ def test_by_a_fake_clock_the_overhead_is_the_share_asked_for(budget, probed):
     assert overhead > 0.6 * budget
     assert windows > 10
     assert bool(probes) is probed
+
+
+@pytest.mark.parametrize("mode", ["batch", "reference"])
+@pytest.mark.parametrize("price", [2.0, 12.0])
+def test_a_window_that_costs_more_than_foreseen_is_broken_off_and_tried_again(
+    mode, price, monkeypatch
+):
+    # the first window cannot know what a gradient costs, nor how many of them the flow needs
+    now = [0.0]
+    gradient = Objective.loss_and_grad
+
+    def slow(self, *args, **kwargs):
+        now[0] += price
+        return gradient(self, *args, **kwargs)
+
+    monkeypatch.setattr(Objective, "loss_and_grad", slow)
+    model, data = At([1.0, 1.0, 1.0]), torch.tensor([1.0, 3.0, 21.0], dtype=F64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.09)
+    shadow = gfs.attach(
+        optimizer, model, quadratic, probes=(), budget=0.05, on_error="raise",
+        resolution=1e-4, **({"data": data} if mode == "reference" else {}),
+    )  # fmt: skip
+    ledger, sampler = shadow._parts.session.ledger, shadow._tracker.sampler
+    ledger.now = lambda: now[0]
+    ledger.seconds, sampler._started = 0.0, 0.0
+    for step in range(1, 12_000):
+        now[0] += 1.0
+        optimizer.zero_grad()
+        shadow.observe(data)
+        quadratic(model, data).backward()
+        optimizer.step()
+        if step > 200 * price:
+            assert ledger.seconds / (now[0] - ledger.seconds) <= 0.061 + 2 * price / step
+    assert 0.03 <= ledger.seconds / (now[0] - ledger.seconds) <= 0.07
+    broken = [r for r in shadow.records if r.status == "truncated"]
+    assert broken
+    for record in broken:
+        assert record.discrepancy is None
+        assert "budget= pays for" in record.status_detail
+    assert len(broken) <= 4
+    assert sum(r.step > broken[-1].step and r.status == "ok" for r in shadow.records) >= 6
 
 
 def test_a_budget_starts_nothing_before_it_is_earned():

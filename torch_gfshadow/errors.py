@@ -18,6 +18,10 @@ class FlowError(GFShadowError):
     """The gradient flow cannot be continued."""
 
 
+class OverBudgetError(GFShadowError):
+    """The next evaluation cannot be paid for out of ``budget=``; the shadow ends here."""
+
+
 class CurvatureError(GFShadowError):
     """No Hessian-product backend is right for this model."""
 

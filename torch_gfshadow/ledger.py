@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch_gfshadow.errors import OverBudgetError
+
 PURPOSES = ("flow", "error", "audit", "loss", "probes", "bounds", "setup")
 
 
@@ -18,6 +20,11 @@ class Ledger:
 
     Args:
         now: The clock, in seconds.
+
+    Attributes:
+        seconds: What was spent in the calls that ended.
+        entered: When the present call began, by ``now``; ``None`` outside of our own code.
+        afford: Says whether one more evaluation can be paid for; ``None`` if nothing limits it.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -26,6 +33,35 @@ class Ledger:
         self.losses: Counter[str] = Counter()
         self.hvps: Counter[str] = Counter()
         self.seconds = 0.0
+        self.entered: float | None = None
+        self.afford: Callable[[], bool] | None = None
+        self._limited = False
+
+    @property
+    def spent(self) -> float:
+        """Seconds that were ours, those since we were last called included."""
+        return self.seconds + (0.0 if self.entered is None else self.now() - self.entered)
+
+    def charge(self) -> None:
+        """Ask, before an evaluation that the flow could end without, whether it can be paid for.
+
+        Raises:
+            OverBudgetError: If not.
+        """
+        if self._limited and self.afford is not None and not self.afford():
+            raise OverBudgetError(
+                f"budget= pays for {self.spent:.3g} s up to now, and they are spent; the next "
+                "window starts when it can pay for twice as much"
+            )
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """Let :meth:`charge` ask: what is evaluated inside the block may be broken off."""
+        self._limited = True
+        try:
+            yield
+        finally:
+            self._limited = False
 
     @property
     def n_grads(self) -> int:
@@ -45,11 +81,12 @@ class Ledger:
     @contextmanager
     def timing(self) -> Iterator[None]:
         """Add the time spent inside the block to ``seconds``."""
-        start = self.now()
+        self.entered = start = self.now()
         try:
             yield
         finally:
             self.seconds += self.now() - start
+            self.entered = None
 
     def by_purpose(self) -> dict[str, dict[str, int]]:
         """Return ``{"grads": {purpose: n}, "losses": …, "hvps": …}`` for the summary."""

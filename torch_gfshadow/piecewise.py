@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow._plain import load_attributes, saved_attributes
+from torch_gfshadow.errors import OverBudgetError
 from torch_gfshadow.flows.base import Flow
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.shadow import FlowField
@@ -162,11 +163,15 @@ class PiecewiseFlow:
         if self._scale == 0.0:
             self._scale = self._local_scale(field, start, slope, span)
         stepper = self.config.start(field, Node(0.0, start, slope), min(span, self._next_step))
-        self._attempts(stepper, field, span)
+        try:
+            with objective.ledger.limited():
+                self._attempts(stepper, field, span)
+                if self.alive:
+                    self._arrive(stepper, field, slope, span, objective)
+        except OverBudgetError as over:
+            self._stop(Status.TRUNCATED, str(over))
         self._evals += objective.ledger.grads["flow"] - before
         self._pieces += 1
-        if self.alive:
-            self._arrive(stepper, field, slope, span, objective)
         return self.alive
 
     def _attempts(self, stepper: Stepper, field: FlowField, span: float) -> None:

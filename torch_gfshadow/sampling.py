@@ -13,6 +13,8 @@ _PROBES_SHARE = 0.3
 _GRAIN = 0.2
 _LONGEST = 32
 _FIRST_WINDOW = 12.0
+_SLACK, _MOST_SLACK = 0.2, 0.01
+"""How far a window that costs more than foreseen may go beyond its share, of it and at most."""
 _FIRST_PROBE = 100.0
 
 
@@ -44,7 +46,8 @@ class Sampler:
         self.active = False
         self._settings, self._ledger = settings, ledger
         self._started = ledger.now()
-        self._end = 0
+        self._begun = self._end = 0
+        self._ended = 0.0, 0
         self._opened = 0.0
         self._unit: float | None = None  # seconds per step of the last window
         self._window = settings.window or 1
@@ -53,6 +56,9 @@ class Sampler:
         share = settings.budget or 0.0
         self._probes_share = _PROBES_SHARE * share if probed else 0.0
         self._windows_share = share - self._probes_share
+        self._broke = False
+        if settings.budget is not None:
+            ledger.afford = self._pays
 
     @property
     def whole(self) -> bool:
@@ -73,20 +79,28 @@ class Sampler:
         still = self.active and step < self._end
         if still or not every(step, self._settings.every) or not self._paid():
             return False
-        self.active, self._end, self._opened = True, step + self._window, self._ledger.seconds
+        self.active, self._end, self._opened = True, step + self._window, self._ledger.spent
+        self._begun, self._broke = step, False
         return True
 
     def ends(self, step: int) -> bool:
-        """Say whether the shadow has lived its steps; the caller then lets it go."""
-        if self.whole or not self.active or step < self._end:
+        """Say whether the shadow has lived its steps, or all that can be paid for is spent.
+
+        The caller then lets it go.
+        """
+        if self.whole or not self.active or (step < self._end and not self._broke):
             return False
-        self.active = False
+        self.active, self._ended = False, (self._opened, self._begun)
         return True
 
     def closed(self) -> None:
         """Take the measure of the window that ended, its record included."""
-        if not self.whole:
-            self._unit = (self._ledger.seconds - self._opened) / self._window
+        if self.whole:
+            return
+        opened, begun = self._ended  # the next one may have begun already
+        unit = (self._ledger.spent - opened) / max(self._steps - begun, 1)
+        # broken off in the middle of a step, it does not say what a step costs: twice as much?
+        self._unit = 2.0 * unit if self._broke else unit
 
     def reads(self, step: int) -> bool:
         """Say whether the gradient of the step that leads to ``step`` has to be read.
@@ -126,7 +140,15 @@ class Sampler:
 
     @property
     def _own(self) -> float:
-        return max(self.elapsed - self._ledger.seconds, 0.0)
+        return max(self.elapsed - self._ledger.spent, 0.0)
+
+    def _pays(self) -> bool:
+        """Say whether a window may go on: the first cannot know what it will cost."""
+        share = self._windows_share + min(_SLACK * self._windows_share, _MOST_SLACK)
+        spent = self._ledger.spent - self._probes_spent
+        paid = bool(self._agree(float(spent <= share * self._own)))
+        self._broke = self._broke or not paid
+        return paid
 
     def _paid(self) -> bool:
         """Decide on a window, and on its length, as rank 0 does."""
@@ -146,12 +168,12 @@ class Sampler:
             self._window = max(
                 1, min(_LONGEST, int(_GRAIN * (self._settings.budget or 0.0) * own / unit))
             )
-        spent = self._ledger.seconds - self._probes_spent
+        spent = self._ledger.spent - self._probes_spent
         return spent + unit * self._window <= self._windows_share * own
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the present window stands, and what was spent."""
-        names = ("active", "_end", "_opened", "_unit", "_window", "_steps")
+        names = ("active", "_end", "_begun", "_opened", "_unit", "_window", "_steps")
         state = {name.lstrip("_"): getattr(self, name) for name in names}
         purse = {"probes_spent": self._probes_spent, "probe_cost": self._probe_cost}
         return state | purse | {"elapsed": self.elapsed}
@@ -159,6 +181,7 @@ class Sampler:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
         self.active, self._end, self._opened = saved["active"], saved["end"], saved["opened"]
+        self._begun = saved["begun"]
         self._unit, self._window, self._steps = saved["unit"], saved["window"], saved["steps"]
         self._probes_spent, self._probe_cost = saved["probes_spent"], saved["probe_cost"]
         self._started = self._ledger.now() - saved["elapsed"]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torch_gfshadow.errors import OverBudgetError
 from torch_gfshadow.flows.base import Flow, position
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.solvers.base import (
@@ -70,7 +71,12 @@ class FlowField:
         self.loss, self.loss_rate = math.nan, math.nan
 
     def __call__(self, theta: Tensor) -> Tensor:
-        """Evaluate F at a state of the flow, one gradient of the objective."""
+        """Evaluate F at a state of the flow, one gradient of the objective.
+
+        Raises:
+            OverBudgetError: If it cannot be paid for.
+        """
+        self.objective.ledger.charge()
         loss, grad = self.objective.loss_and_grad(position(self.flow, theta), self.purpose)
         return self.remember(loss, theta, grad)
 
@@ -81,6 +87,7 @@ class FlowField:
 
     def averaged(self, theta: Tensor, entered: Tensor) -> Tensor:
         """Evaluate F with slopes averaged over a stretch: one gradient and one forward pass."""
+        self.objective.ledger.charge()
         point = position(self.flow, theta)
         before = position(self.flow, entered)
         loss, grad = self.objective.loss_and_grad(point, self.purpose, entered=before)
@@ -243,15 +250,11 @@ class ShadowFlow:
         if time > self._now:
             ahead = round((time - self._origin) / self._step_size)
             self._steps_of_run, self._now = max(self._steps_of_run + 1, ahead), time
-        limit = self._limit()
-        while self.alive and self._stepper.right.time < time:
-            self._step(time, lambda_max)
-            if self._evals > limit and self._stepper.right.time < time:
-                self._stop(
-                    Status.TRUNCATED,
-                    f"{self._evals} evaluations did not bring {self.solver} to t = {time:.6g}; it "
-                    f"stands at {self._stepper.right.time:.6g}",
-                )
+        try:
+            with self._field.objective.ledger.limited():
+                self._run_to(time, lambda_max)
+        except OverBudgetError as over:
+            self._stop(Status.TRUNCATED, str(over))
         return self.alive
 
     def state(self, time: float) -> Tensor:
@@ -282,6 +285,17 @@ class ShadowFlow:
         if math.isfinite(discrepancy) and discrepancy > 0.0:
             # below this, rounding of θ̃ itself is all there is to resolve
             self._scale = max(discrepancy, 1e-12 * self._first_norm)
+
+    def _run_to(self, time: float, lambda_max: float | None) -> None:
+        limit = self._limit()
+        while self.alive and self._stepper.right.time < time:
+            self._step(time, lambda_max)
+            if self._evals > limit and self._stepper.right.time < time:
+                self._stop(
+                    Status.TRUNCATED,
+                    f"{self._evals} evaluations did not bring {self.solver} to t = {time:.6g}; it "
+                    f"stands at {self._stepper.right.time:.6g}",
+                )
 
     def _step(self, time: float, lambda_max: float | None) -> None:
         stepper = self._stepper

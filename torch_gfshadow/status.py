@@ -51,8 +51,8 @@ _SENTENCES = {
         "Ask for a smaller resolution=, or resync() closer to where you look."
     ),
     Status.TRUNCATED: (
-        "The solver spent its evaluation budget before it reached the run's time. "
-        "Raise max_evals= of the solver, or resync() more often."
+        "The solver spent what it may (max_evals= of the solver, budget= of attach()) before it "
+        "reached the run's time. Allow more, or resync() more often."
     ),
     Status.SCALED: (
         "The optimizer used a multiple of the objective's gradient (clipping, accumulation or loss "
