@@ -18,7 +18,7 @@ from torch_gfshadow.balance import (
     uniform_radius,
 )
 from torch_gfshadow.bounds._balanced import Setting, setting_of
-from torch_gfshadow.bounds.exact_dynamics import follow, time_of
+from torch_gfshadow.bounds._exact_flow import follow, time_of
 from torch_gfshadow.bounds.tight_step import ball_constants
 from torch_gfshadow.errors import AssumptionError
 from torch_gfshadow.whitening import whiten

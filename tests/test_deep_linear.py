@@ -11,8 +11,10 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from torch_gfshadow.bounds import gfshadow_bounds, lemma1, lemma2, proposition1
-from torch_gfshadow.bounds._deep_linear import Chain, Point, flat, unflat
-from torch_gfshadow.bounds._losses import CrossEntropy, Logistic, Square, loss_of
+from torch_gfshadow.bounds._chain import Chain, flat, unflat
+from torch_gfshadow.bounds._deep_linear import Point
+from torch_gfshadow.bounds._losses import Square, loss_of
+from torch_gfshadow.bounds._scores import CrossEntropy, Logistic
 from torch_gfshadow.bounds.lemma2 import blocks_matrix, by_norms, norms_matrix, smoothness
 from torch_gfshadow.errors import AssumptionError
 

@@ -110,6 +110,90 @@ def test_whatever_the_model_and_the_options(make, options):
     assert same_records(whole.records, again.records)
 
 
+TUBES = {
+    "square": (lambda h, y: 0.5 * (h - y).square().sum(1).mean(), lambda x: x[:, :2] - x[:, 2:]),
+    "cross-entropy": (nn.functional.cross_entropy, lambda x: (x[:, 0] > 0).long()),
+    "logistic": (nn.functional.soft_margin_loss, lambda x: x[:, :1].sign()),
+}
+
+
+def with_a_tube(name, n_steps, stop, lr=0.02, tube="auto"):
+    """Follow a deep linear network, interrupted after ``stop`` steps if that is not None."""
+    criterion, label = TUBES[name]
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    batch = x, label(x)
+
+    def made():
+        torch.manual_seed(5)
+        width = batch[1].shape[1] if name != "cross-entropy" else 2
+        sizes = ((4, 5), (5, 3), (3, width))
+        model = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in sizes)).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr)
+        bounds = [gfs.bounds.LiveTube(tube), "lemma2", "theorem2"]
+        shadow = gfs.attach(
+            optimizer, model, lambda m, b: criterion(m(b[0]), b[1]), data=batch, bounds=bounds,
+            probe_every=2, on_error="raise",
+        )  # fmt: skip
+        return model, optimizer, shadow
+
+    def run(model, optimizer, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            criterion(model(batch[0]), batch[1]).backward()
+            optimizer.step()
+
+    model, optimizer, shadow = made()
+    run(model, optimizer, n_steps if stop is None else stop)
+    if stop is not None:
+        file = io.BytesIO()
+        torch.save([model.state_dict(), optimizer.state_dict(), shadow.state_dict()], file)
+        file.seek(0)
+        states = torch.load(file, weights_only=True)
+        model, optimizer, shadow = made()
+        for part, state in zip((model, optimizer, shadow), states, strict=True):
+            part.load_state_dict(state)
+        run(model, optimizer, n_steps - stop)
+    shadow.detach()
+    return shadow
+
+
+@pytest.mark.parametrize("stop", [0, 7, 8])
+@pytest.mark.parametrize("name", TUBES)
+def test_a_tube_goes_on_bit_for_bit(name, stop):
+    whole, again = with_a_tube(name, 16, None), with_a_tube(name, 16, stop)
+    assert whole.records[-1].bounds["tube"]["kind"] == "certified"
+    assert same_records(whole.records, again.records)
+
+
+@pytest.mark.parametrize("mode", ["A", "B", "C"])
+def test_so_does_one_that_has_broken_down(mode):
+    options = {"lr": 0.4, "tube": mode}
+    whole, again = (with_a_tube("square", 30, stop, **options) for stop in (None, 24))
+    cells = [r.bounds["tube"] for r in again.records if "tube" in (r.bounds or {})]
+    assert cells[0]["kind"] == "certified"
+    assert cells[-1]["kind"] == "failed"
+    assert "certified until t" in cells[-1]["why"]
+    assert same_records(whole.records, again.records)
+
+
+def test_and_one_that_never_began():
+    def biased(stop):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).double()
+        optimizer = torch.optim.SGD(model.parameters(), 0.02)
+        shadow = gfs.attach(
+            optimizer, model, lambda m, b: m(b).square().mean(), data=torch.ones(3, 4).double(),
+            bounds=["tube"], probe_every=1,
+        )  # fmt: skip
+        if stop:
+            shadow.load_state_dict(shadow.state_dict())
+        return shadow.records[-1].bounds["tube"]["why"], shadow.state_dict()["tracker"]["measures"]
+
+    assert "has a bias" in biased(True)[0]
+    assert biased(True)[1]["bounds"] == biased(False)[1]["bounds"]
+
+
 def test_the_optimizer_may_load_its_state_after_the_shadow():
     assert same_records(
         uninterrupted(mlp, 12).records, interrupted(mlp, 5, 12, optimizer_last=True).records

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from matplotlib.image import imread
 from scipy.integrate import solve_ivp
 
-from torch_gfshadow.bounds._deep_linear import Chain, unflat
+from torch_gfshadow.bounds._chain import Chain, unflat
 from torch_gfshadow.cli import main
 from torch_gfshadow.cli.studies import show
 from torch_gfshadow.experiments.convergence import radius_for

@@ -9,7 +9,8 @@ from scipy.integrate import solve_ivp
 
 from torch_gfshadow.bounds import ReferenceTube, Square, Tube, gfshadow_bounds, loss_of, tube_step
 from torch_gfshadow.bounds._ball import Ball, Node
-from torch_gfshadow.bounds._deep_linear import Chain, Point, flat, unflat
+from torch_gfshadow.bounds._chain import Chain, flat, unflat
+from torch_gfshadow.bounds._deep_linear import Point
 from torch_gfshadow.errors import AssumptionError
 
 SHAPES = [(3, 2, 1), (2, 3, 3), (5, 4, 4, 1), (3, 2, 3, 2), (3, 3, 2, 2, 1), (2, 2, 2, 2, 2, 2)]
@@ -326,3 +327,13 @@ def test_evaluate_refuses_negative_numbers(name):
     assert evaluate(**inputs).certified
     with pytest.raises(AssumptionError, match=f"{name} must be not negative and finite, got -1.0"):
         evaluate(**{**inputs, name: -1.0})
+
+
+def test_constants_that_overflow_end_the_tube_and_raise_nothing():
+    weights = [np.full((2, 2), 1e80), np.full((2, 2), 1e80), np.full((1, 2), 1e80)]
+    for name, y in (("square", [[1.0], [0.0]]), ("logistic", [[1.0], [-1.0]])):
+        loss = loss_of([[1.0, 0.0], [0.0, 1.0]], y, name, n_outputs=1)
+        for mode in "ABC":
+            tube = Tube(weights, loss, mode=mode)
+            assert tube.step(weights, 0.1) == math.inf
+            assert tube.status == "certified until t = 0"

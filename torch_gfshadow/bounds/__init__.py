@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from torch_gfshadow.bounds._deep_linear_specs import SPECS as _DEEP_LINEAR
 from torch_gfshadow.bounds._homogeneous_specs import SPECS as _HOMOGENEOUS
-from torch_gfshadow.bounds._losses import CrossEntropy as CrossEntropy
-from torch_gfshadow.bounds._losses import Logistic as Logistic
 from torch_gfshadow.bounds._losses import Loss as Loss
 from torch_gfshadow.bounds._losses import Square as Square
 from torch_gfshadow.bounds._losses import loss_of as loss_of
 from torch_gfshadow.bounds._scalar_specs import SPECS as _SCALAR
+from torch_gfshadow.bounds._scores import CrossEntropy as CrossEntropy
+from torch_gfshadow.bounds._scores import Logistic as Logistic
 from torch_gfshadow.bounds._tube import TubeStep as TubeStep
-from torch_gfshadow.bounds._tube import tube_step as tube_step
+from torch_gfshadow.bounds._tube_step import tube_step as tube_step
 from torch_gfshadow.bounds.approximate_balance import approximate_balance as approximate_balance
 from torch_gfshadow.bounds.base import Assumption as Assumption
 from torch_gfshadow.bounds.base import Bound as Bound
@@ -43,6 +43,7 @@ from torch_gfshadow.bounds.theorem4 import equation20 as equation20
 from torch_gfshadow.bounds.theorem4 import theorem4 as theorem4
 from torch_gfshadow.bounds.tight_step import tight_step as tight_step
 from torch_gfshadow.bounds.tube import Tube as Tube
+from torch_gfshadow.bounds.tube_live import LiveTube as LiveTube
 from torch_gfshadow.bounds.view import View as View
 from torch_gfshadow.bounds.weight_decay import weight_decay as weight_decay
 from torch_gfshadow.bounds.worst_case import worst_case as worst_case

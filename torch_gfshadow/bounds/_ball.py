@@ -17,9 +17,10 @@ from itertools import combinations
 
 import numpy as np
 
-from torch_gfshadow.bounds._deep_linear import Point, flat, top_eigenvalue
+from torch_gfshadow.bounds._chain import flat
+from torch_gfshadow.bounds._deep_linear import Point, top_eigenvalue
 from torch_gfshadow.bounds._inputs import Matrix
-from torch_gfshadow.bounds._losses import spectral_norm
+from torch_gfshadow.bounds._norms import spectral_norm
 from torch_gfshadow.bounds.lemma2 import factor_error
 
 _UP = 1 + 1e-12
@@ -74,6 +75,8 @@ class Node:
     @cached_property
     def negative_curvature(self) -> float:
         """−λ_min(∇²f(θ)), rounded up; negative where f is strictly convex."""
+        if not np.isfinite(self.hessian).all():
+            return math.inf
         return float(-np.linalg.eigvalsh(self.hessian)[0]) + self.hessian_error
 
     @cached_property
@@ -133,7 +136,7 @@ class Ball:
         b = np.zeros((n, n))
         for j, k in combinations(range(1, n + 1), 2):
             b[j - 1, k - 1] = b[k - 1, j - 1] = u[n, k + 1] * u[k - 1, j + 1] * u[j - 1, 1]
-        return float(top_eigenvalue(b)) / 2 * _UP
+        return _top(b) / 2 * _UP
 
     @cached_property
     def third(self) -> float:
@@ -163,21 +166,29 @@ class Ball:
             still = node.norm(j - 1, 1) * node.outer_norm * node.norm(n, k + 1)
             outer = min(block + max(all_moved - still, 0.0) + 1e-15 * all_moved, all_moved)
             c[j - 1, k - 1] = c[k - 1, j - 1] = outer * u[k - 1, j + 1]
-        return float(top_eigenvalue(c)) * _UP
+        return _top(c) * _UP
 
     @cached_property
     def hessian_slope(self) -> float:
         """L_H: ‖∇²f(q) − ∇²f(q')‖ ≤ L_H ‖q − q'‖."""
         loss = self.node.point.loss
-        from_loss = 6 * self.node.smoothness * self.first * self.second + loss.third * self.first**3
+        # products, not powers: a float overflows to infinity in the one and raises in the other
+        from_loss = 6 * self.node.smoothness * self.first * self.second
+        if loss.third:
+            from_loss += loss.third * self.first * self.first * self.first
         return (from_loss + 6 * self.outer_norm * self.third) * _UP
 
     @cached_property
     def smoothness(self) -> float:
         """β: ‖∇²f‖."""
-        return (self.node.smoothness * self.first**2 + self.curvature_by_blocks) * _UP
+        return (self.node.smoothness * self.first * self.first + self.curvature_by_blocks) * _UP
 
     @cached_property
     def steepest(self) -> float:
         """γ: ‖∇f‖."""
         return (self.node.outer_frobenius + self._moved) * self.first * _UP
+
+
+def _top(symmetric: Matrix) -> float:
+    """Return λ_max of a matrix of norms, ∞ where one of them overflowed."""
+    return float(top_eigenvalue(symmetric)) if np.isfinite(symmetric).all() else math.inf

@@ -27,7 +27,7 @@ def matrix(name: str, value: Any, shape: tuple[int | None, ...] = (None, None)) 
     if isinstance(value, torch.Tensor):
         value = value.detach().to("cpu", torch.float64).numpy()
     try:
-        array = np.array(value, dtype=np.float64)
+        array = np.array(value, dtype=np.float64, order="C")  # one layout, one rounding
     except (TypeError, ValueError, OverflowError) as error:
         got = f"{type(value).__name__} ({error})"
         fix = "Give rows of equal length, or an array."

@@ -1,23 +1,26 @@
-"""What the two tubes share: the step R' = mR + δ, the search for a ball, and the bookkeeping.
+"""What the two tubes share: the search for a ball, and the bookkeeping.
 
 See ``tube.py`` for the theorem.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from torch_gfshadow.bounds._ball import Ball, Node
-from torch_gfshadow.bounds._deep_linear import Chain, Point
+from torch_gfshadow.bounds._chain import Chain
+from torch_gfshadow.bounds._deep_linear import Point
 from torch_gfshadow.bounds._inputs import layers, like
 from torch_gfshadow.bounds._losses import Loss
-from torch_gfshadow.bounds._phi import exp, log, log_add, p1, p2, p3
+from torch_gfshadow.bounds._phi import log
 from torch_gfshadow.bounds._scalars import choice, not_negative, positive
+from torch_gfshadow.bounds._tube_step import tube_step
 from torch_gfshadow.bounds.base import Assumption, BoundValue
 from torch_gfshadow.bounds.lemma1 import CONVEX, SMOOTH
 
@@ -25,45 +28,6 @@ MODES = ("A", "B", "C")
 UP = 1 + 1e-12  # covers the handful of products and sums that no norm covers
 _TRIES = 60
 _LARGEST = 50.0  # m·h beyond which e^{mh} says that the step is too long, not where the flow is
-
-
-def tube_step(R: float, h: float, m: float, c0: float, c1: float = 0.0, c2: float = 0.0) -> float:  # noqa: N803
-    """Return R(h) for R' = mR + c0 + c1 s + c2 s², R(0) = R.
-
-    Args:
-        R: Radius at the beginning, in θ, not negative.
-        h: Length of the step, in t, not negative.
-        m: Upper limit of −λ_min on the ball, in 1/t.
-        c0: Constant part of the defect, in θ/t, not negative.
-        c1: Its slope, in θ/t².
-        c2: Its quadratic part, in θ/t³.
-
-    Returns:
-        The radius at the end, ``inf`` where it exceeds the range of a float.
-
-    References:
-        Derived; exact by the exponential integrals p_k.
-
-    Example:
-        >>> round(tube_step(R=0.5, h=0.05, m=0.0, c0=0.01, c1=0.2, c2=0.4), 16)
-        0.5007666666666667
-    """
-    z = m * h
-    if z > 700.0:
-        return exp(_log_step(R, h, z, c0, c1, c2))
-    total = math.exp(z) * R if R else 0.0
-    for factor, integral, power in ((c0, p1, 1), (c1, p2, 2), (2.0 * c2, p3, 3)):
-        if factor:
-            total += factor * h**power * integral(z)
-    return total
-
-
-def _log_step(radius: float, h: float, z: float, c0: float, c1: float, c2: float) -> float:
-    """Return the logarithm of the same for z = mh so large that only e^z counts in p_k."""
-    total = log(radius) + z
-    for k, factor in ((1, c0), (2, c1), (3, 2.0 * c2)):
-        total = log_add(total, log(factor) + k * math.log(h / z) + z)
-    return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +107,31 @@ class Carried:
         following = Node(Point(Chain(like("Ws", weights, self.shapes)), self.loss))
         self.time += h
         if math.isfinite(self.radius):
-            taken = self.advance(following, h)
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows ends the tube
+                taken = self.advance(following, h)
             self.steps.append(taken)
             self.radius = taken.radius
             if math.isfinite(self.radius):
                 self.certified_until = self.time
         self.node = following
         return self.radius
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the tube is, as plain values; of the steps only the last, which guesses."""
+        return {
+            "weights": list(self.node.point.chain.weights),
+            "time": self.time,
+            "radius": self.radius,
+            "certified_until": self.certified_until,
+            "steps": [dataclasses.asdict(step) for step in self.steps[-1:]],
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was taken, with the same loss and mode."""
+        self.node = Node(Point(Chain(like("Ws", saved["weights"], self.shapes)), self.loss))
+        self.time, self.radius = saved["time"], saved["radius"]
+        self.certified_until = saved["certified_until"]
+        self.steps = [TubeStep(**step) for step in saved["steps"]]
 
     def value(self) -> BoundValue:
         """Return the radius as a bound on the distance, with everything it rests on."""

@@ -22,6 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from torch_gfshadow.bounds import _homogeneous as shared
+from torch_gfshadow.bounds import _homogeneous_inputs as given
 from torch_gfshadow.bounds._floors import Floor, shares_weights
 from torch_gfshadow.bounds._losses import loss_name
 from torch_gfshadow.bounds._scalars import listed
@@ -60,20 +61,20 @@ def evaluate(
         AssumptionError: If there is one layer only, an index is out of range or twice in a row, a
             shape does not fit, a number is not finite, or the loss is not one of these.
     """
-    shared.at_least_two("index", index)
+    given.at_least_two("index", index)
     loss = loss_name(loss)
     if len(listed("weights", weights, "vectors")) != len(index):
         fix = "Give the weights of every layer."
         raise AssumptionError(must("weights", f"{len(index)} vectors", len(weights), fix))
-    vectors = [shared.matrix(f"weights[{j}]", w).reshape(-1) for j, w in enumerate(weights)]
+    vectors = [given.matrix(f"weights[{j}]", w).reshape(-1) for j, w in enumerate(weights)]
     layers = [_layer(j, i, w) for j, (i, w) in enumerate(zip(index, vectors, strict=True))]
     for j, (below, above) in enumerate(pairwise(layers), 1):
         if len(above.index[0]) != len(below.index):
             got = f"{len(above.index[0])} columns"
             fix = f"They are the {len(below.index)} units of the layer below."
             raise AssumptionError(must(f"index[{j}]", f"{len(below.index)} columns", got, fix))
-    slopes = shared.two_numbers(slope_negative, slope_positive)
-    x, y = shared.samples(X, Y, loss, (len(layers[0].index[0]), len(layers[-1].index)))
+    slopes = given.two_numbers(slope_negative, slope_positive)
+    x, y = given.samples(X, Y, loss, (len(layers[0].index[0]), len(layers[-1].index)))
     apply = [shared.applied_by(layer.matrix) for layer in layers]
     point, smallest, _ = shared.given_point(layers, vectors, apply, x, y, loss, slopes)
     counts, kappa = zip(*(layer.sharing() for layer in layers), strict=True)
@@ -92,7 +93,7 @@ def evaluate(
 
 
 def _layer(j: int, index: Any, weight: Tensor) -> Shared:
-    rows = shared.matrix(f"index[{j}]", index)
+    rows = given.matrix(f"index[{j}]", index)
     if bool((rows != rows.round()).any() or (rows < -1).any() or (rows >= len(weight)).any()):
         got = "another number in it"
         fix = "A place in weights, counted from 0; −1 is a fixed zero."

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from torch_gfshadow.bounds._deep_linear import Chain, Point, network
+from torch_gfshadow.bounds._chain import Chain
+from torch_gfshadow.bounds._deep_linear import Point, network
 from torch_gfshadow.bounds._inputs import Matrix, layers, like
 from torch_gfshadow.bounds._losses import Loss
 from torch_gfshadow.bounds.base import Assumption, Evaluation

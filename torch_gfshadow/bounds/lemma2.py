@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from torch_gfshadow.bounds._deep_linear import Chain, Point, network, top_eigenvalue
+from torch_gfshadow.bounds._chain import Chain
+from torch_gfshadow.bounds._deep_linear import Point, network, top_eigenvalue
 from torch_gfshadow.bounds._inputs import Matrix, layers
-from torch_gfshadow.bounds._losses import UNIT, Loss, spectral_norm, times
+from torch_gfshadow.bounds._losses import Loss
+from torch_gfshadow.bounds._norms import UNIT, spectral_norm, times
 from torch_gfshadow.bounds.base import Evaluation
 from torch_gfshadow.bounds.lemma1 import CONVEX, SMOOTH, dense
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from torch_gfshadow.bounds._deep_linear import Chain, Point
+from torch_gfshadow.bounds._chain import Chain
+from torch_gfshadow.bounds._deep_linear import Point
 from torch_gfshadow.bounds._floors import Floor
 from torch_gfshadow.bounds._inputs import Matrix
-from torch_gfshadow.bounds._losses import frobenius
+from torch_gfshadow.bounds._norms import frobenius
 from torch_gfshadow.bounds.base import Assumption
 from torch_gfshadow.bounds.lemma2 import LambdaMinBounds, lambda_min_bounds
 from torch_gfshadow.errors import must

@@ -20,6 +20,7 @@ from itertools import pairwise
 from typing import Any
 
 from torch_gfshadow.bounds import _homogeneous as shared
+from torch_gfshadow.bounds import _homogeneous_inputs as given
 from torch_gfshadow.bounds._floors import Floor, shares_weights
 from torch_gfshadow.bounds._losses import loss_name
 from torch_gfshadow.bounds.base import Assumption, Evaluation
@@ -54,16 +55,16 @@ def evaluate(
         AssumptionError: If there is one layer only, a shape does not fit, a number is not finite,
             or the loss is not one of these.
     """
-    shared.at_least_two("Ws", Ws)
+    given.at_least_two("Ws", Ws)
     loss = loss_name(loss)
-    weights = [shared.matrix(f"Ws[{j}]", w) for j, w in enumerate(Ws)]
+    weights = [given.matrix(f"Ws[{j}]", w) for j, w in enumerate(Ws)]
     for j, (below, above) in enumerate(pairwise(weights), 1):
         if above.shape[1] != below.shape[0]:
             fix = f"Its columns are the {below.shape[0]} units of the layer below."
             shape = list(above.shape)
             raise AssumptionError(must(f"Ws[{j}]", f"d × {below.shape[0]}", shape, fix))
-    slopes = shared.two_numbers(slope_negative, slope_positive)
-    x, y = shared.samples(X, Y, loss, (weights[0].shape[1], weights[-1].shape[0]))
+    slopes = given.two_numbers(slope_negative, slope_positive)
+    x, y = given.samples(X, Y, loss, (weights[0].shape[1], weights[-1].shape[0]))
     layers = [Dense(w.shape[1], w.shape[0]) for w in weights]
     point, smallest, margin = shared.given_point(
         layers, weights, [shared.dense_apply] * len(weights), x, y, loss, slopes

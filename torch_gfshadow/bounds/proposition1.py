@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from torch_gfshadow.bounds._deep_linear import Chain, Point
+from torch_gfshadow.bounds._chain import Chain
+from torch_gfshadow.bounds._deep_linear import Point
 from torch_gfshadow.bounds._inputs import Matrix
 from torch_gfshadow.bounds._losses import Loss, loss_of
 from torch_gfshadow.bounds._phi import exp

@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 
 from torch_gfshadow.bounds._ball import Ball, Node
-from torch_gfshadow.bounds._deep_linear import Chain, Point, flat, unflat
+from torch_gfshadow.bounds._chain import Chain, flat, unflat
+from torch_gfshadow.bounds._deep_linear import Point
 from torch_gfshadow.bounds._inputs import Matrix, like
-from torch_gfshadow.bounds._losses import UNIT, Loss, Square
+from torch_gfshadow.bounds._losses import Loss, Square
+from torch_gfshadow.bounds._norms import UNIT
 from torch_gfshadow.bounds._tube import UP, Carried, TubeStep, curvature, grow
 from torch_gfshadow.errors import AssumptionError, must
 

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from torch_gfshadow.bounds._balanced import Setting, setting_of
+from torch_gfshadow.bounds._exact_flow import Array, Path, follow, time_of
 from torch_gfshadow.bounds._scalars import distance, positive
 from torch_gfshadow.bounds.base import Assumption, Evaluation
-from torch_gfshadow.bounds.exact_dynamics import Array, Path, follow, time_of
 from torch_gfshadow.bounds.theorem3 import theorem3
 from torch_gfshadow.errors import AssumptionError, must
 

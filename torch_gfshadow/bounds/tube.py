@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from torch_gfshadow.bounds._ball import Ball, Node
-from torch_gfshadow.bounds._losses import UNIT
+from torch_gfshadow.bounds._norms import UNIT
 from torch_gfshadow.bounds._scalars import finite, held, not_negative
-from torch_gfshadow.bounds._tube import UP, Carried, TubeStep, curvature, grow, tube_step
+from torch_gfshadow.bounds._tube import UP, Carried, TubeStep, curvature, grow
+from torch_gfshadow.bounds._tube_step import tube_step
 from torch_gfshadow.bounds.base import Assumption, Evaluation
 
 

@@ -6,25 +6,24 @@ the next: the longer between probes, the larger its defect. Theorem in tube.py.
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from torch_gfshadow.bounds._losses import Loss, Square, frobenius, loss_of
+from torch_gfshadow.bounds._losses import Loss
+from torch_gfshadow.bounds._norms import frobenius
 from torch_gfshadow.bounds._scalars import choice
+from torch_gfshadow.bounds._told import EXACT, loss_from, loss_state, told_loss
 from torch_gfshadow.bounds.base import BoundValue
 from torch_gfshadow.bounds.tube import Tube
 from torch_gfshadow.bounds.view import View
-from torch_gfshadow.network import NetworkPoint, NotCovered
+from torch_gfshadow.network import NotCovered
 from torch_gfshadow.record import Record
 
 _DENSE = 300
 """Number of weights up to which mode C, which needs the dense Hessian, is worth its price."""
-
-_EXACT = 1e-9  # what was told from float64 derivatives may be off by; labels are then exact
 
 
 class LiveTube:
@@ -60,6 +59,25 @@ class LiveTube:
             return BoundValue(math.inf, (), self._ended)
         return self._tube.value()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tube and the loss as plain values."""
+        return {
+            "time": self._time,
+            "ended": self._ended,
+            "loss": None if self._loss is None else loss_state(self._loss),
+            "mode": None if self._tube is None else self._tube.mode,
+            "tube": None if self._tube is None else self._tube.state_dict(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._time, self._ended = saved["time"], saved["ended"]
+        self._loss = None if saved["loss"] is None else loss_from(saved["loss"])
+        self._tube = None
+        if saved["tube"] is not None and self._loss is not None:
+            self._tube = Tube(saved["tube"]["weights"], self._loss, mode=saved["mode"])
+            self._tube.load_state_dict(saved["tube"])
+
     def _advance(self, record: Record, view: View) -> str:
         """Carry the tube to this record; return why that is not possible."""
         network = view.network
@@ -84,7 +102,7 @@ class LiveTube:
         assert network.gradient is not None
         known = network.gradient.cpu().numpy()
         off = frobenius(self._loss.gradient(end) - known)
-        if not off <= _EXACT * (frobenius(known) + network.signal):
+        if not off <= EXACT * (frobenius(known) + network.signal):
             return "φ cannot be told from the samples, or changed during the run."
         if self._tube is None:
             size = sum(w.size for w in weights)
@@ -94,44 +112,3 @@ class LiveTube:
             self._tube.step(weights, record.time - self._time)
         self._time = record.time
         return ""
-
-
-def told_loss(network: NetworkPoint) -> Loss | str:
-    """Return φ, told from outputs and slopes at one point, or why it cannot be."""
-    samples = network.samples
-    if samples is None:
-        return "φ cannot be told: too many samples to keep."
-    x, h, p = (t.cpu().numpy() for t in (samples.inputs, samples.outputs, samples.slopes))
-    count = len(x)
-    if network.loss == {"square"} and samples.bends is not None:
-        s = samples.bends.cpu().numpy()
-        if not (s > 0).all() or np.ptp(s, axis=1).max() > 1e-12 * s.max():
-            return "φ cannot be told: the outputs are weighted."
-        scale = np.sqrt(count * s[:, :1])
-        made = Square.of(scale * x, scale * (h - p / s))
-        slack = 1e-11 * float((np.linalg.norm(p, axis=1) * np.linalg.norm(x, axis=1)).sum())
-        fields = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
-        return _Told(**fields, slack=slack + 1e-13 * float(frobenius(made.lyx)))
-    if network.loss == {"cross-entropy"}:
-        shifted = np.exp(h - h.max(1, keepdims=True))
-        targets = shifted / shifted.sum(1, keepdims=True) - count * p
-        labels = targets.argmax(1)
-        if np.abs(targets - np.eye(h.shape[1])[labels]).max() > _EXACT:
-            return "φ cannot be told: the cross-entropy is weighted or has soft labels."
-        return loss_of(x, labels, "cross_entropy", n_outputs=h.shape[1])
-    if network.loss == {"logistic"} and h.shape[1] == 1:
-        signs: NDArray[Any] = -np.sign(p)
-        if np.abs(count * p + signs / (1.0 + np.exp(signs * h))).max() > _EXACT:
-            return "φ cannot be told: the logistic loss is weighted or scaled."
-        return loss_of(x, signs, "logistic")
-    return f"The tube has no constants for the loss ({', '.join(sorted(network.loss)) or 'none'})."
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Told(Square):
-    """A square loss whose targets were told from slopes, so that they are rounded."""
-
-    slack: float = 0.0
-
-    def gradient_error(self, end_norm: Any, end_error: Any) -> Any:
-        return super().gradient_error(end_norm, end_error) + self.slack

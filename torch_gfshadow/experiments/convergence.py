@@ -20,7 +20,8 @@ import torch
 
 from torch_gfshadow.balance import balanced_factors
 from torch_gfshadow.bounds import Square, theorem3, theorem4, tight_step
-from torch_gfshadow.bounds._deep_linear import Chain, Point, unflat
+from torch_gfshadow.bounds._chain import Chain, unflat
+from torch_gfshadow.bounds._deep_linear import Point
 from torch_gfshadow.experiments.data import Digits
 from torch_gfshadow.experiments.deep_linear import (
     Array,

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch_gfshadow.balance import balanced_factors
 from torch_gfshadow.bounds import Square, Tube
 from torch_gfshadow.bounds._ball import Ball, Node
-from torch_gfshadow.bounds._deep_linear import Chain, Point, flat, unflat
+from torch_gfshadow.bounds._chain import Chain, flat, unflat
+from torch_gfshadow.bounds._deep_linear import Point
 from torch_gfshadow.bounds._tube import curvature
 from torch_gfshadow.bounds.theorem3 import theorem3
 from torch_gfshadow.errors import must

@@ -16,7 +16,8 @@ import numpy as np
 
 from torch_gfshadow.bounds import Square
 from torch_gfshadow.bounds._ball import Ball, Node
-from torch_gfshadow.bounds._deep_linear import Chain, Point, flat, top_eigenvalue, unflat
+from torch_gfshadow.bounds._chain import Chain, flat, unflat
+from torch_gfshadow.bounds._deep_linear import Point, top_eigenvalue
 from torch_gfshadow.bounds.lemma2 import blocks_matrix, by_norms, norms_matrix, smoothness
 from torch_gfshadow.experiments.study import Number, Study, Table
 from torch_gfshadow.plotting.studies import draw_dots

@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from torch_gfshadow.network.calls import Call, by_position, name_of, swapped, tensors_in
 from torch_gfshadow.network.geometry import again, geometry, is_layer, operands
-from torch_gfshadow.network.losses import ADDITIONS, LOSSES, added
+from torch_gfshadow.network.losses import ADDITIONS, LOSSES
 from torch_gfshadow.network.maps import MAPS
-from torch_gfshadow.network.slopes import curves, is_square
+from torch_gfshadow.network.slopes import curves
 from torch_gfshadow.network.values import (
     Head,
     Signal,
@@ -29,17 +29,9 @@ from torch_gfshadow.network.values import (
     Weight,
     stages_of,
 )
+from torch_gfshadow.network.verdicts import NAMES, joined, lossy, title
 
 _TRANSPOSES = ("T.__get__", "mT.__get__", "t", "transpose", "swapaxes")
-_NAMES = {
-    "batch_norm": "batch normalisation",
-    "layer_norm": "layer normalisation",
-    "group_norm": "group normalisation",
-    "instance_norm": "instance normalisation",
-    "scaled_dot_product_attention": "attention",
-    "multi_head_attention_forward": "attention",
-    "embedding": "an embedding",
-}
 _OUT_OF_SIGHT = (
     "a tensor was computed where its functions cannot be seen (an autograd.Function, a "
     "checkpoint or a ScriptModule)"
@@ -130,7 +122,7 @@ class Tape(TorchFunctionMode):
         if is_layer(call.function):
             return self._layer(call, stages)
         if len(values) > 1:
-            return _joined(call.name, list(values.values()), stages)
+            return joined(call.name, list(values.values()), stages)
         value, tensor = next(iter(values.values())), next(iter(tensors.values()))
         call = replace(call, before=tensor)
         if isinstance(value, Weight):
@@ -140,7 +132,7 @@ class Tape(TorchFunctionMode):
         if isinstance(value, Signal):
             return self._mapped(call, value)
         assert isinstance(value, Head)
-        return _lossy(call, value)
+        return lossy(call, value)
 
     def _mapped(self, call: Call, signal: Signal) -> Value:
         rule, why = MAPS.get(call.name), ""
@@ -150,9 +142,9 @@ class Tape(TorchFunctionMode):
                 return signal.then(done)
             why = done
         if call.name in LOSSES:
-            return _lossy(call, Head(signal.stages))
-        where = f"after {_title(signal.stages[-1].name)}"
-        what = _NAMES.get(call.name, f"{call.name.strip('_')}")
+            return lossy(call, Head(signal.stages))
+        where = f"after {title(signal.stages[-1].name)}"
+        what = NAMES.get(call.name, f"{call.name.strip('_')}")
         return Unknown(
             why or f"{what} {where} is no bias-free layer, homogeneous activation or pool",
             signal.stages,
@@ -163,7 +155,7 @@ class Tape(TorchFunctionMode):
         seen, shared = self.value(z), self.value(weight)
         if seen is not None and not isinstance(seen, Signal):
             if isinstance(seen, Head) and seen.last:
-                name = _title(shared.name) if isinstance(shared, Weight) else "a later layer"
+                name = title(shared.name) if isinstance(shared, Weight) else "a later layer"
                 if seen.last in ADDITIONS:
                     return Unknown(f"a constant is added before {name}", stages)
                 return Unknown(f"{seen.last} before {name} is not homogeneous", stages)
@@ -175,14 +167,14 @@ class Tape(TorchFunctionMode):
         if not isinstance(shared, Weight):
             return Unknown(f"the weight of {call.name} is computed from parameters", stages)
         if bias is not None:
-            return Unknown(f"{_title(shared.name)} has a bias", stages)
+            return Unknown(f"{title(shared.name)} has a bias", stages)
         if any(stage.weight is shared.parameter for stage in stages):
-            return Unknown(f"{_title(shared.name)} is used twice", stages)
+            return Unknown(f"{title(shared.name)} is used twice", stages)
         layer = geometry(call, z, weight)
         if isinstance(layer, str):
-            return Unknown(f"{_title(shared.name)}: {layer}", stages)
+            return Unknown(f"{title(shared.name)}: {layer}", stages)
         if stages and len(z) != len(stages[0].inputs):
-            return Unknown(f"the samples are mixed before {_title(shared.name)}", stages)
+            return Unknown(f"the samples are mixed before {title(shared.name)}", stages)
         if not bool(z.detach().isfinite().all()):
             return Unknown(NOT_FINITE, stages)
         stage = Stage(
@@ -213,47 +205,3 @@ class Tape(TorchFunctionMode):
     def _set(self, tensor: Tensor, value: Value) -> None:
         self._kept.append(tensor)
         self._values[id(tensor)] = value, tensor._version
-
-
-def _joined(name: str, values: list[Value], stages: tuple[Stage, ...]) -> Value:
-    """Several arguments depend on θ: fine for sums of parts of one loss, nowhere else."""
-    heads = [_as_head(v) for v in values]
-    stacks = [h.stages for h in heads if h.stages]
-    same = all(s[-1].outputs is stacks[0][-1].outputs for s in stacks)
-    if name in ADDITIONS and len(heads) == 2:
-        if same and not all(isinstance(v, Signal) for v in values):
-            total = added(heads[0], heads[1], ADDITIONS[name])
-            return Unknown(total, stages) if isinstance(total, str) else replace(total, last=name)
-        if any(isinstance(v, Weight) for v in values):
-            return Unknown("a trained bias is added", stages)
-        return Unknown("a skip connection or a second branch is added", stages)
-    if any(isinstance(v, Weight) for v in values):
-        weight = next(v for v in values if isinstance(v, Weight))
-        if name == "prelu":
-            return Unknown(f"the slope {weight.name!r} of a PReLU is trained; freeze it", stages)
-        what = _NAMES.get(name, name.strip("_"))
-        return Unknown(f"{what} with {weight.name!r} is no bias-free layer", stages)
-    return Unknown(f"{name.strip('_')} joins two branches", stages)
-
-
-def _lossy(call: Call, head: Head) -> Value:
-    if is_square(call):
-        rule = LOSSES["square"]
-    elif call.name in LOSSES:
-        rule = LOSSES[call.name]
-    else:
-        return Unknown(f"{call.name.strip('_')} in the loss is not known to be convex", head.stages)
-    done = rule(call, head)
-    if isinstance(done, str):
-        return Unknown(done, head.stages)
-    return replace(done, last=call.name)
-
-
-def _as_head(value: Value) -> Head:
-    if isinstance(value, Head):
-        return value
-    return Head(value.stages if isinstance(value, Signal) else ())
-
-
-def _title(name: str) -> str:
-    return f"layer {name.removesuffix('.weight')!r}"

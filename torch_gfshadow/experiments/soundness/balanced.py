@@ -10,9 +10,9 @@ import torch
 from torch_gfshadow.balance import balanced_factors
 from torch_gfshadow.bounds import tight_step
 from torch_gfshadow.bounds._balanced import Setting
+from torch_gfshadow.bounds._exact_flow import follow, time_of
 from torch_gfshadow.bounds._phi import exp
 from torch_gfshadow.bounds.approximate_balance import log_largest
-from torch_gfshadow.bounds.exact_dynamics import follow, time_of
 from torch_gfshadow.bounds.proposition3 import equation17, equation18
 from torch_gfshadow.bounds.theorem4 import log_step_size, n_steps
 from torch_gfshadow.bounds.tight_step import ball_constants, limit_on_balls

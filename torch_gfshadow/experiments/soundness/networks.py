@@ -11,8 +11,10 @@ from itertools import pairwise
 import numpy as np
 
 from torch_gfshadow.bounds import proposition2
-from torch_gfshadow.bounds._deep_linear import Chain, Point
-from torch_gfshadow.bounds._losses import Square, spectral_norm
+from torch_gfshadow.bounds._chain import Chain
+from torch_gfshadow.bounds._deep_linear import Point
+from torch_gfshadow.bounds._losses import Square
+from torch_gfshadow.bounds._norms import spectral_norm
 from torch_gfshadow.bounds.lemma2 import blocks_matrix, by_norms
 from torch_gfshadow.experiments.soundness.closed_forms import Array
 

@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 
 from torch_gfshadow.bounds import Square, Tube
-from torch_gfshadow.bounds._deep_linear import Chain, Point
+from torch_gfshadow.bounds._chain import Chain
+from torch_gfshadow.bounds._deep_linear import Point
 from torch_gfshadow.experiments.soundness.closed_forms import Array
 from torch_gfshadow.experiments.soundness.networks import random_square, runge_kutta
 
