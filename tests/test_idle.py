@@ -178,6 +178,46 @@ def test_records_are_those_of_looking_closely_at_every_step(options, monkeypatch
     assert len(idle[0]) > 5
 
 
+def test_a_schedule_that_moves_the_rate_at_every_step_leaves_steps_idle(monkeypatch):
+    taken, count = [], Tracker.count
+    monkeypatch.setattr(Tracker, "count", lambda self: (taken.append(1), count(self)))
+    model = mlp(torch.float64)
+    groups = [{"params": [p], "lr": 0.01} for p in model.parameters()]
+    optimizer = torch.optim.SGD(groups, lr=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
+    options = {"data": data(torch.float64), "every": 25, "probe_every": FAR}
+    with gfs.attach(optimizer, model, loss_of, **options, on_error="raise") as shadow:
+        time = 0.0
+        for _ in range(25):
+            time += optimizer.param_groups[0]["lr"]
+            step(model, optimizer)
+            schedule.step()
+        assert len(taken) == 21  # records need steps 1, 24 and 25, and 2 is a first look
+        assert shadow.records[-1].time == pytest.approx(time, rel=1e-15)
+        # one rate apart from the others bends the flow: that takes a closer look
+        optimizer.param_groups[0]["lr"] *= 2.0
+        before = len(taken)
+        step(model, optimizer)
+        assert len(taken) == before
+
+
+@pytest.mark.parametrize("setting", [torch.ones(2), [0.9]], ids=["tensor", "list"])
+def test_settings_that_can_change_in_place_are_looked_at_closely(setting, monkeypatch):
+    taken, count = [], Tracker.count
+    monkeypatch.setattr(Tracker, "count", lambda self: (taken.append(1), count(self)))
+    model = mlp(torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gfs.attach(optimizer, every=FAR, on_error="raise"):
+        for _ in range(5):
+            step(model, optimizer)
+        before = len(taken)
+        assert before > 0
+        optimizer.param_groups[0]["own"] = setting
+        for _ in range(3):
+            step(model, optimizer)
+        assert len(taken) == before
+
+
 @pytest.mark.parametrize("what", ["add", "freeze", "thaw", "swap"])
 def test_other_parameters_are_seen_at_an_idle_step(what):
     model = mlp(torch.float64)

@@ -133,19 +133,34 @@ class Follower:
         Raises:
             FlowError: If the optimizer steps other parameters than it was attached with.
         """
-        flow, groups = self._parts.flow, self._parts.watched.groups
-        if flow is None:
-            self.step_size = float(groups[0]["lr"]) if groups and "lr" in groups[0] else 0.0
-            return
-        if self._parts.watched.has_other_params():
+        flow, watched = self._parts.flow, self._parts.watched
+        if flow is not None and watched.has_other_params():
             raise FlowError(
                 "optimizer must step the parameters it was attached with, got others. "
                 "Add, freeze and unfreeze parameters before attach(), or attach anew."
             )
-        layout = self._parts.watched.layout
-        if copy.copy(flow).configure(groups, layout):
+        if flow is not None and copy.copy(flow).configure(watched.groups, watched.layout):
             self._reconfigured()
-        self.step_size = flow.step_size(groups)
+        self._read_pace()
+
+    def read_pace(self) -> bool:
+        """Read η as :meth:`read_step_size` does, or leave all as it is if the field changed, too.
+
+        Returns:
+            Whether η was read. The optimizer's parameters must be those it was attached with.
+        """
+        flow, watched = self._parts.flow, self._parts.watched
+        if flow is not None and copy.copy(flow).configure(watched.groups, watched.layout):
+            return False
+        self._read_pace()
+        return True
+
+    def _read_pace(self) -> None:
+        flow, groups = self._parts.flow, self._parts.watched.groups
+        if flow is not None:
+            self.step_size = flow.step_size(groups)
+        else:
+            self.step_size = float(groups[0]["lr"]) if groups and "lr" in groups[0] else 0.0
 
     def begin(self, theta: Tensor, known: tuple[float, Tensor]) -> None:
         """Start the shadow at ``theta``, where loss and gradient are ``known``."""

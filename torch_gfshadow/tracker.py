@@ -89,6 +89,9 @@ class Tracker:
         ledger = parts.session.ledger
         start = ledger.now()
         still = self.follower.idle and parts.watched.still()
+        if still and not parts.watched.as_set():
+            # a schedule moves the rate at every step
+            still = parts.watched.only_rates_moved() and self.follower.read_pace()
         ledger.seconds += ledger.now() - start
         return still
 

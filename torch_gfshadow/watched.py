@@ -160,23 +160,35 @@ class Watched:
         self._seen = [dict(g) for g in groups] if moves else None
 
     def still(self) -> bool:
-        """Say whether all is as :meth:`look` and :meth:`mark` saw it, and a step will be taken.
+        """Say whether all but settings is as :meth:`look` and :meth:`mark` saw it, and moves.
 
         False is "look closer". Written for speed: most steps do nothing else, and no operation of
         torch's is among these.
         """
-        optimizer, seen = self._optimizer(), self._seen
-        if optimizer is None or seen is None or self._first.grad is None:
+        optimizer = self._optimizer()
+        if optimizer is None or self._seen is None or self._first.grad is None:
             return False
         if getattr(optimizer, "found_inf", None) is not None:
             return False
-        groups = optimizer.param_groups
+        return _identities(optimizer.param_groups) == self._listed and self._sample.unmoved()
+
+    def as_set(self) -> bool:
+        """Say whether the optimizer's settings are those that :meth:`look` saw."""
         try:
-            if groups != seen:
-                return False
-        except (RuntimeError, ValueError):  # of comparing another tensor with one of ours
+            return self.groups == self._seen
+        except (RuntimeError, ValueError):  # of comparing a tensor of several entries
             return False
-        return _identities(groups) == self._listed and self._sample.unmoved()
+
+    def only_rates_moved(self) -> bool:
+        """Take in the rates, and say whether no other setting changed, and some rate is not 0."""
+        moves = False
+        for group, seen in zip(self.groups, self._seen or (), strict=True):
+            rate = group.get("lr")
+            if not isinstance(rate, (float, int)):
+                return False
+            seen["lr"] = rate
+            moves = moves or rate != 0.0
+        return moves and self.as_set()
 
 
 def _identities(groups: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[bool]]:
