@@ -23,10 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.networks import CASES, Batch, Case, batch_of, digits, objective_of, resnet18
 from benchmarks.tables import Table, paired_ratio
-from torch_gfshadow.curvature import Curvature, HessianProduct
+from torch_gfshadow.curvature import Curvature
 from torch_gfshadow.eigen import Spectrum, extreme_eigenpairs
 from torch_gfshadow.experiments.networks import cross_entropy
 from torch_gfshadow.objective import Objective
+from torch_gfshadow.products import HessianProduct
 
 TOL = 0.01
 ITERATIONS = (10, 20, 30, 40, 60, 90, 130)

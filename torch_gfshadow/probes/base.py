@@ -9,10 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from torch_gfshadow.curvature import Curvature, HessianProduct
+from torch_gfshadow.curvature import Curvature
 from torch_gfshadow.eigen import Spectrum, extreme_eigenpairs
 from torch_gfshadow.errors import CurvatureError, must
 from torch_gfshadow.objective import Objective
+from torch_gfshadow.products import HessianProduct
 
 REFRESH = 32
 """Warm starts after which a spectrum is computed from a random vector again."""
