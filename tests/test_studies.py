@@ -86,8 +86,21 @@ def test_worst_case(tmp_path):
 
 def test_tightness(tmp_path):
     found = run_study("tightness", tmp_path)
-    points, balls = (table["rows"] for table in found["tables"])
+    points, balls, bent, flows = (table["rows"] for table in found["tables"])
     assert len(points) == 6
+    assert len(bent) == 8
+    for row in bent:
+        values = [row[key] for key in ("stacked", "sums", "kappa", "simple")]
+        assert values == sorted(values)
+        assert 1 < values[0] < 12
+    # without shared weights N = κ = 1; a convolution counts each weight many times
+    assert all(row["simple"] == row["kappa"] for row in bent[:4])
+    assert all(row["simple"] > 1.2 * row["kappa"] for row in bent[4:])
+    assert len(flows) == 12
+    for row in flows:
+        assert 1 <= row["sharper"] < row["eq14"]
+        if row["network"].count("-") == 2:  # two layers: the sharper form is ‖∇φ‖, exact at zero
+            assert row["sharper"] < 1.3
     for row in points:
         order = ["N", "C_blocks", "C_norms", "spectral", "eq13"]
         values = [row[key] for key in order]

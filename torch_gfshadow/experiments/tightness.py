@@ -1,7 +1,7 @@
-"""How tight the bounds on deep linear networks are: bound over truth, medians over random networks.
+"""How tight the bounds at a point are: bound over truth, medians over random networks.
 
-λ_min from below by Eq. 13 and its tightenings, ‖∇²f‖ from above, and the constants of balls against
-the largest of samples in them.
+Deep linear networks: λ_min from below by Eq. 13 and its tightenings, ‖∇²f‖ from above, and the
+constants of balls against the largest of samples in them. Other networks: tightness_rest.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch_gfshadow.bounds._ball import Ball, Node
 from torch_gfshadow.bounds._chain import Chain, flat, unflat
 from torch_gfshadow.bounds._deep_linear import Point, top_eigenvalue
 from torch_gfshadow.bounds.lemma2 import blocks_matrix, by_norms, norms_matrix, smoothness
+from torch_gfshadow.experiments import tightness_rest as rest
 from torch_gfshadow.experiments.study import Number, Study, Table
 from torch_gfshadow.plotting.studies import draw_dots
 from torch_gfshadow.plotting.style import FONT, new_figure
@@ -62,6 +63,8 @@ def run(*, trials: int = 400, balls: int = 60, seed: int = 0, quick: bool = Fals
     inside: list[dict[str, Number]] = [
         {"radius": radius, **_in_balls(radius, balls, seed)} for radius in RADII
     ]
+    bent = rest.with_activations(max(1, trials // 2), seed)
+    flows = rest.along_flows(max(1, trials // 4), seed)
     loosest = max(points, key=lambda row: float(row["eq13"] or 0.0))
     findings = [
         f"Eq. 13 gives {float(loosest['eq13'] or 0):.1f} times −λ_min on {loosest['network']} from "
@@ -72,6 +75,11 @@ def run(*, trials: int = 400, balls: int = 60, seed: int = 0, quick: bool = Fals
         f"{max(float(inside[0][key] or 0) for key in _BALL):.1f} times the largest of "
         f"{2 * _SAMPLES} samples, at {RADII[-1]:g} within "
         f"{max(float(inside[-1][key] or 0) for key in _BALL):.0f} times.",
+        f"With activations or shared weights the limit by norms is "
+        f"{min(float(row['simple'] or 0) for row in bent):.0f} to "
+        f"{max(float(row['simple'] or 0) for row in bent):.0f} times λ_min, that by stacked blocks "
+        f"{min(float(row['stacked'] or 0) for row in bent):.1f} to "
+        f"{max(float(row['stacked'] or 0) for row in bent):.1f} times.",
     ]
     return Study(
         "tightness",
@@ -86,6 +94,16 @@ def run(*, trials: int = 400, balls: int = 60, seed: int = 0, quick: bool = Fals
                 "Constant of a ball / largest of samples in it, 5-4-4-1, medians",
                 {"radius": "radius (θ)", **_BALL},
                 inside,
+            ),
+            Table(
+                "λ_min with activations and shared weights, bound / truth, medians",
+                {"network": "network", "loss": "loss", **rest.FORMS},
+                bent,
+            ),
+            Table(
+                "λ_min along flows from ‖θ‖ = ε, bound / truth, medians",
+                {"network": "network", "start": "ε", **rest.FLOWS},
+                flows,
             ),
         ],
         findings,

@@ -96,8 +96,11 @@ def _compare(weights: list[Array], loss: Square, eps: Array, which: str) -> Arra
         return np.where(smallest < -1e-7, limits / smallest, np.inf)
 
 
-def runge_kutta(weights: list[Array], loss: Square, step: float) -> list[Array]:
-    """Return the flow of many networks one step later, by the classical method."""
+def runge_kutta(weights: list[Array], loss: Square, step: float | Array) -> list[Array]:
+    """Return the flow of many networks one step later, by the classical method.
+
+    ``step`` is one for all, or ``[networks, 1, 1]``.
+    """
 
     def slope(at: list[Array]) -> tuple[Array, ...]:
         return Point(Chain(at), loss).gradient()
