@@ -113,7 +113,7 @@ def test_an_objective_of_another_form(model, objective):
         attach(model, objective)
 
 
-@pytest.mark.parametrize("empty", [[], (torch.zeros(0, 4), torch.zeros(0, OUT))])
+@pytest.mark.parametrize("empty", [[], {}, (torch.zeros(0, 4), torch.zeros(0, OUT))])
 def test_empty_data(model, empty):
     with pytest.raises(ValueError, match=r"^data must be non-empty"):
         attach(model, data=empty)
@@ -122,6 +122,51 @@ def test_empty_data(model, empty):
 def test_data_that_can_be_walked_once_only(model):
     with pytest.raises(TypeError, match=r"^data must be a batch.*one-shot iterator"):
         attach(model, data=iter([data()]))
+
+
+@pytest.mark.parametrize("wrong", ["train.csv", 5])
+def test_data_that_is_no_data(model, wrong):
+    with pytest.raises(TypeError, match=rf"^data must be a batch, .*, got {wrong!r}\."):
+        attach(model, data=wrong)
+
+
+def test_a_callable_that_wants_arguments(model):
+    with pytest.raises(TypeError, match=r"^data must be callable without arguments, got <function"):
+        attach(model, data=lambda epoch: data())
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf")])
+def test_a_learning_rate_that_is_no_number(model, rate):
+    with pytest.raises(ValueError, match=r"^lr must be finite and not negative, got (nan|inf)\."):
+        attach(model, optimizer=sgd(model, lr=rate))
+
+
+def test_complex_parameters():
+    weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"^model must be of real parameters, got .*complex64\."):
+        gfs.attach(torch.optim.SGD([weight], lr=0.1))
+
+
+def test_a_lazy_model():
+    lazy = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r"^model must be initialised, got .*Run one batch"):
+        attach(lazy)
+
+
+def test_a_model_that_is_cast_midway_fails_open_with_its_reason(model):
+    optimizer = sgd(model)
+    shadow = attach(model, optimizer=optimizer, on_error="disable")
+    model.double()
+    loss_of(model, data(torch.float64)).backward()
+    with pytest.warns(RuntimeWarning, match=r"model must keep the dtype and device .*float64"):
+        optimizer.step()
+    assert shadow.status == "disabled"
+
+
+@pytest.mark.parametrize("wrong", [True, "model"])
+def test_a_shadow_argument_that_is_no_dict(model, wrong):
+    with pytest.raises(TypeError, match=r"^shadow must be a dict of attach\(\)'s arguments, got"):
+        gfs.optim.SGD(model.parameters(), lr=0.1, shadow=wrong)
 
 
 def test_data_of_another_dtype(model):
@@ -152,6 +197,10 @@ def test_data_on_another_device(model):
         ({"resolution": 0.0}, r"^resolution must be a positive number"),
         ({"resolution": float("nan")}, r"^resolution must be a positive number"),
         ({"resolution": "fine"}, r"^resolution must be a positive number"),
+        ({"hvp": "exact", "data": None}, r"^hvp must be a registered name, got 'exact'"),
+        ({"flow": "flux"}, r"^flow must be a registered name, got 'flux'"),
+        ({"seed": "a"}, r"^seed must be a whole number, got 'a'"),
+        ({"audit": "yes"}, r"^audit must be True or False, got 'yes'"),
         ({"hvp": "exact"}, r"must be a registered name, got 'exact'.*double_backward"),
         ({"solver": "dopri55"}, r"dopri55.*Did you mean 'dopri5'"),
         ({"flow": "gradient_flo"}, r"gradient_flo.*Did you mean 'gradient_flow'"),

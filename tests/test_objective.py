@@ -3,6 +3,7 @@ import random
 import warnings
 import weakref
 from collections import OrderedDict, UserDict
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -977,3 +978,27 @@ def test_classification_with_integer_targets():
 
     objective = build(model, TensorDataset(x, y), fn)
     assert objective.initial[0] == pytest.approx(fn(model, (x, y)).item(), rel=1e-6)
+
+
+@dataclass(frozen=True)
+class Row:
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    name: str = "row"
+
+    def __post_init__(self):
+        assert self.name == "row"
+
+
+def test_batches_may_be_dataclasses():
+    x, y = torch.randn(7, IN), torch.randn(7, OUT)
+    rows = [Row(x[:5], y[:5]), Row(x[5:], y[5:])]
+    chunks = _data.Chunks(rows)
+    assert [(batch.inputs.shape[0], weight) for batch, weight in chunks] == [(5, 5 / 7), (2, 2 / 7)]
+    assert [weight for _, weight in _data.Chunks(rows[0])] == [1.0]
+    first = _data.head(rows[0], 2)
+    assert isinstance(first, Row)
+    assert torch.equal(first.inputs, x[:2])
+    assert torch.equal(first.targets, y[:2])
+    assert rows[0].inputs.shape[0] == 5
+    assert _data.map_tensors(lambda t: t, rows[0]) is rows[0]

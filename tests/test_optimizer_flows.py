@@ -179,6 +179,34 @@ def test_everything_else_is_passive_and_says_why(make, reason):
     assert f"No continuous limit is registered for {reason}." in shadow.records[-1].status_detail
 
 
+class Louder(torch.optim.Adam):
+    """Another optimizer: its step is its own."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("cls", "flow"),
+    [
+        (gfs.optim.SGD, "gradient_flow"),
+        (gfs.optim.Adam, "adam_flow"),
+        (gfs.optim.AdamW, "adam_flow"),
+        (gfs.optim.RMSprop, "rmsprop_flow"),
+        (type("Mine", (torch.optim.Adam,), {}), "adam_flow"),
+        (Louder, "none"),
+    ],
+)
+@pytest.mark.parametrize("stepped", [False, True])
+def test_a_class_that_steps_as_its_parent_has_its_parents_flow(cls, flow, stepped):
+    if stepped:  # torch wraps the step of a class when it is first used
+        theta = nn.Parameter(torch.ones(2))
+        theta.grad = torch.ones(2)
+        cls([theta], lr=0.1).step()
+    shadow, _ = run(lambda p: cls(p, lr=0.1), 1)
+    assert shadow.records[-1].flow == flow
+
+
 def test_groups_a_flow_cannot_follow_are_refused_at_attach():
     model = nn.ParameterList([torch.ones(2), torch.ones(1)])
     groups = [{"params": [model[0]], "momentum": 0.5}, {"params": [model[1]]}]

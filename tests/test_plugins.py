@@ -189,7 +189,7 @@ def test_an_instance_is_returned_as_it_is():
         ("loggers", "memory:x", ValueError, "max_records must be a positive integer, got 'x'"),
         ("loggers", 3, TypeError, r"loggers must be .*, got 3, which lacks start, write, finish"),
         ("loggers", None, TypeError, "loggers must be .*, got None, which is None"),
-        ("flows", None, TypeError, "flows must be .*, got None, which is None"),
+        ("flows", None, TypeError, "flow must be .*, got None, which is None"),
         ("loggers", MemoryLogger, TypeError, "loggers must be .*MemoryLogger'>, which is a class"),
         ("probes", MemoryLogger(), TypeError, "probes must be .*, which lacks name, measure"),
         ("bounds", MemoryLogger(), TypeError, "bounds must be .* lacks name, requires, update"),

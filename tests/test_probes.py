@@ -469,3 +469,12 @@ def test_a_probe_with_a_period_is_measured_at_its_multiples():
 
 def test_probes_leave_no_trace_in_training():
     assert_inert(probes=[cls.name for cls in BUILTIN], probe_every=2)
+
+
+def test_slq_comes_as_an_instance_and_its_moments_are_the_hessians():
+    shadow = toy_run(4, probes=["lambda_min", probes.SLQ(steps=40, vectors=3, every=2)])
+    measured = [record for record in shadow.records if "slq" in record.extras]
+    assert {record.step for record in measured} == {0, 2, 4}
+    nodes, weights = (measured[-1].extras["slq"][key] for key in ("nodes", "weights"))
+    assert math.fsum(weights) == pytest.approx(1.0)
+    assert nodes[0] == pytest.approx(measured[-1].lambda_min, rel=0.05, abs=0.02)

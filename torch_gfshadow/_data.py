@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
@@ -31,6 +33,15 @@ def map_tensors(change: Callable[[Tensor], Tensor], batch: Any) -> Any:
         if all(new is old for new, old in zip(items, batch, strict=True)):
             return batch
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    if _is_row(batch):
+        held = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+        changed = {name: map_tensors(change, item) for name, item in held.items()}
+        if all(changed[name] is item for name, item in held.items()):
+            return batch
+        twin = copy.copy(batch)  # as dataclasses.replace, without running its __post_init__
+        for name, item in changed.items():
+            object.__setattr__(twin, name, item)
+        return twin
     if isinstance(batch, MutableMapping):
         changed = {key: map_tensors(change, item) for key, item in batch.items()}
         if all(changed[key] is item for key, item in batch.items()):
@@ -42,15 +53,22 @@ def map_tensors(change: Callable[[Tensor], Tensor], batch: Any) -> Any:
 
 
 def leaves(batch: Any) -> Iterator[Any]:
-    """Yield what ``batch`` holds, in order, through tuples, lists and mappings."""
+    """Yield what ``batch`` holds, in order, through tuples, lists, mappings and dataclasses."""
     if isinstance(batch, (tuple, list)):
         for item in batch:
             yield from leaves(item)
     elif isinstance(batch, Mapping):
         for item in batch.values():
             yield from leaves(item)
+    elif _is_row(batch):
+        for field in dataclasses.fields(batch):
+            yield from leaves(getattr(batch, field.name))
     else:
         yield batch
+
+
+def _is_row(batch: Any) -> bool:
+    return dataclasses.is_dataclass(batch) and not isinstance(batch, type)
 
 
 def head(batch: Any, n: int) -> Any:
@@ -64,10 +82,10 @@ def head(batch: Any, n: int) -> Any:
 class Chunks:
     """The data as ``(batch, weight)`` pairs, weights summing to 1, the same at every walk.
 
-    A batch (tensor, tuple, list or mapping of tensors), a list of batches, a map-style dataset
-    (in chunks of 1024 samples), a DataLoader or any re-iterable of batches, or a callable that
-    returns one of these. Weights are batch sizes: the first dimension of the first tensor.
-    Small data are walked once and kept. No walk moves a random stream of the caller's, and a
+    A batch (tensor, or tuple, list, mapping or dataclass of tensors), a list of batches, a
+    map-style dataset (in chunks of 1024 samples), a DataLoader or any re-iterable of batches, or a
+    callable that returns one of these. Weights are batch sizes: the first dimension of the first
+    tensor. Small data are walked once and kept. No walk moves a random stream of the caller's; a
     DataLoader is read in this process, beside and not through the user's own iteration.
     """
 
@@ -194,11 +212,19 @@ def _maker(data: Any) -> Callable[[], Iterable[Any]]:
                 "A one-shot iterator cannot be walked twice: pass a callable that makes it.",
             )
         )
+    if isinstance(data, (str, bytes, int, float)):
+        fix = "Pass the samples, as in data=(X, y)."
+        wanted = "a batch, a dataset, a DataLoader or a callable"
+        raise TypeError(must("data", wanted, repr(data), fix))
     if isinstance(data, DataLoader):
         return lambda: _beside(data)
     if _is_dataset(data):
         return lambda: DataLoader(data, batch_size=CHUNK_SIZE, generator=torch.Generator())
-    if isinstance(data, list) and all(isinstance(x, (tuple, list, Mapping)) for x in data):
+    if isinstance(data, Mapping) and not data:
+        raise ValueError(must("data", "non-empty", repr(data), "Pass the samples."))
+    if isinstance(data, list) and all(
+        isinstance(x, (tuple, list, Mapping)) or _is_row(x) for x in data
+    ):
         return lambda: data
     # A container that moves as one (`.to(device)`) is one batch, even if it can be iterated.
     if isinstance(data, (Tensor, tuple, list, Mapping)) or callable(getattr(data, "to", None)):
@@ -211,6 +237,13 @@ def _maker(data: Any) -> Callable[[], Iterable[Any]]:
 
 
 def _called(data: Callable[[], Any]) -> Iterable[Any]:
+    try:
+        inspect.signature(data).bind()
+    except TypeError as error:
+        fix = "Bind what it needs: data=lambda: make(...)."
+        raise TypeError(must("data", "callable without arguments", repr(data), fix)) from error
+    except ValueError:  # built-ins have no signature
+        pass
     result = data()
     return result if isinstance(result, Iterator) else _maker(result)()
 

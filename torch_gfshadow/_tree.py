@@ -50,6 +50,7 @@ class Layout:
         self.shapes = tuple(p.shape for p in params)
         self.sizes = tuple(p.numel() for p in params)
         self.dim = sum(self.sizes)
+        self._homes = [(p.dtype, p.device) for p in params]
 
     @property
     def device(self) -> torch.device:
@@ -63,6 +64,10 @@ class Layout:
         for param in self.params[1:]:
             dtype = torch.promote_types(dtype, param.dtype)
         return dtype
+
+    def moved(self) -> bool:
+        """Say whether a parameter has another dtype or device than when this was made."""
+        return [(p.dtype, p.device) for p in self.params] != self._homes
 
     def flatten(self, tensors: Iterable[Tensor | None], dtype: torch.dtype | None = None) -> Tensor:
         """Copy ``tensors`` (``None`` counts as zeros) into one new vector of shape ``[d]``."""

@@ -145,7 +145,7 @@ def attach(
         on_error=on_error,
     )
     inner = innermost(optimizer)
-    check_kinds(model, probes=probes, bounds=bounds, loggers=loggers)
+    check_kinds(model, hvp, probes=probes, bounds=bounds, loggers=loggers)
     if alerts is not None and not isinstance(alerts, Alerts):
         fix = "Pass gfs.Alerts(discrepancy=0.1)."
         raise TypeError(must("alerts", "an Alerts object", repr(alerts), fix))

@@ -33,6 +33,8 @@ KINDS: Mapping[str, type[Spec]] = {
     "bounds": BoundSpec,
     "inits": InitSpec,
 }
+_SINGLE = {"flows": "flow", "solvers": "solver"}
+"""Families of which a run has one member, and the name of attach()'s argument for it."""
 # What an instance must have to stand in for a name; the other families are checked where used.
 _MEMBERS = {
     "loggers": ("start", "write", "finish"),
@@ -76,16 +78,19 @@ def collect(kind: str, known: Family, owner: Owner, call: Callable[[], Any]) -> 
 
 def build(kind: str, family: Family, item: object) -> Any:
     """Make a member of a family from its name, or check an instance; see ``Plugins.build``."""
+    argument_of = _SINGLE.get(kind, kind)
     if not isinstance(item, str):
         flaw = "is a class" if isinstance(item, type) else _missing(kind, item)
         if flaw:
             fix = f"Registered: {', '.join(family)}."
             got = f"{item!r}, which {flaw}"
-            raise TypeError(must(kind, "registered names or instances", got, fix))
+            one = "a registered name or an instance"
+            many = "registered names or instances"
+            raise TypeError(must(argument_of, one if kind in _SINGLE else many, got, fix))
         return item
     name, has_argument, argument = item.partition(":")
     if name not in family:
-        raise ValueError(unknown_name(kind, name, family))
+        raise ValueError(unknown_name(argument_of, name, family))
     spec, owner = family[name]
     if isinstance(spec, BoundSpec) and not spec.live:
         live = ", ".join(n for n, (s, _) in family.items() if getattr(s, "live", False))
@@ -94,7 +99,7 @@ def build(kind: str, family: Family, item: object) -> Any:
     arguments = (argument,) if has_argument else ()
     if not _accepts(spec.factory, arguments):
         example = repr(name) if has_argument else repr(f"{name}:<argument>")
-        raise ValueError(must(kind, example, repr(item), f"{name}: {spec.summary}."))
+        raise ValueError(must(argument_of, example, repr(item), f"{name}: {spec.summary}."))
     member = spec.factory(*arguments)
     if flaw := _missing(kind, member):
         raise PluginError(f"Plugin {owner} built {member!r} for {name!r}, which {flaw}.")

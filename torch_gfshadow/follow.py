@@ -139,6 +139,12 @@ class Follower:
                 "optimizer must step the parameters it was attached with, got others. "
                 "Add, freeze and unfreeze parameters before attach(), or attach anew."
             )
+        if flow is not None and watched.layout.moved():
+            raise FlowError(
+                "model must keep the dtype and device it was attached with, got "
+                f"{watched.layout.dtype} on {watched.layout.device}. "
+                "Move it before attach(), or attach anew."
+            )
         if flow is not None and copy.copy(flow).configure(watched.groups, watched.layout):
             self._reconfigured()
         self._read_pace()

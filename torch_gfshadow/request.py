@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from torch_gfshadow._linearise import BACKENDS
 from torch_gfshadow._purity import unwrap
 from torch_gfshadow._tree import Layout, is_sharded
 from torch_gfshadow.bounds import Convolution, Lemma2, Nonlinear
-from torch_gfshadow.errors import must
+from torch_gfshadow.errors import must, unknown_name
 from torch_gfshadow.flows import Flow
 from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.objective import Objective
@@ -51,8 +53,10 @@ def innermost(optimizer: Any) -> torch.optim.Optimizer:
     )
 
 
-def check_kinds(model: Any, **lists: Any) -> None:
-    """Refuse a model that is no module, and a name where a list of names belongs."""
+def check_kinds(model: Any, hvp: str, **lists: Any) -> None:
+    """Refuse a model that is no module, an unknown backend, a name where a list belongs."""
+    if hvp not in ("auto", *BACKENDS):
+        raise ValueError(unknown_name("hvp", hvp, ("auto", *BACKENDS)))
     if model is not None and not isinstance(model, nn.Module):
         got = f"a {type(model).__name__}"
         raise TypeError(must("model", "a torch.nn.Module", got, "Pass the model trained."))
@@ -106,7 +110,8 @@ def choose_flow(
             options = ("momentum", "centered", "amsgrad", "maximize")
             on = [o for o in options if any(g.get(o) for g in optimizer.param_groups)]
             kind += f" with {' and '.join(on)}" if on else ""
-            return None, f"No continuous limit is registered for {kind}"
+            fix = "Name one with flow=, or register one through the hook gfshadow_flow_for"
+            return None, f"No continuous limit is registered for {kind}. {fix}"
         flow = name
     return registry.build("flows", flow), ""
 
@@ -115,9 +120,12 @@ def check_clock(flow: Flow, optimizer: torch.optim.Optimizer, layout: Layout) ->
     """Refuse groups without a common clock, as a bad argument."""
     try:
         flow.configure(optimizer.param_groups, layout)
-        flow.step_size(optimizer.param_groups)
+        step_size = flow.step_size(optimizer.param_groups)
     except Exception as error:
         raise ValueError(str(error)) from error
+    if not 0.0 <= step_size < math.inf:
+        fix = "Give the optimizer a positive learning rate."
+        raise ValueError(must("lr", "finite and not negative", step_size, fix))
 
 
 def expanded(bounds: Sequence[object], *, follows: bool) -> list[object]:

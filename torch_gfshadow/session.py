@@ -44,6 +44,12 @@ class Settings:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 fix = "Count optimizer steps: 1 is every step."
                 raise ValueError(must(name, "a positive whole number", repr(value), fix))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            fix = "It seeds our own random numbers only: 0 will do."
+            raise ValueError(must("seed", "a whole number", repr(self.seed), fix))
+        if not isinstance(self.audit, bool):
+            fix = "True compares the objective's gradient with the one the steps use."
+            raise ValueError(must("audit", "True or False", repr(self.audit), fix))
         if self.window is not None and self.window > self.every and self.budget is None:
             fix = "A window lives shorter than the time between two starts: pass every=, too."
             raise ValueError(must("window", f"at most every = {self.every}", self.window, fix))

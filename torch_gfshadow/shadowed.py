@@ -28,11 +28,15 @@ def shadowed(cls: type[_Opt]) -> type[_Opt]:
     """
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         fix = "Use shadowed(torch.optim.SGD)."
-        raise TypeError(must("cls", "an optimizer class", repr(cls), fix))
+        got = repr(cls) if isinstance(cls, type) else f"a {type(cls).__name__}"
+        raise TypeError(must("cls", "an optimizer class", got, fix))
 
     def __init__(  # noqa: N807
         self: Any, *args: Any, shadow: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
+        if shadow is not None and not isinstance(shadow, Mapping):
+            fix = "Pass shadow=dict(model=…, objective=…, data=…)."
+            raise TypeError(must("shadow", "a dict of attach()'s arguments", repr(shadow), fix))
         cls.__init__(self, *args, **kwargs)
         if shadow is not None:
             attach(self, **shadow)

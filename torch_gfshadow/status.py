@@ -44,7 +44,7 @@ _SENTENCES = {
     Status.PENDING: "Nothing has been measured yet.",
     Status.PASSIVE: (
         "No gradient flow is integrated: only the run's own gradients are read. "
-        "Give attach() a model, an objective and data to get a shadow."
+        "Give attach() a model, an objective and an optimizer whose flow is known to get a shadow."
     ),
     Status.UNRESOLVED: (
         "The solver error exceeds the discrepancy, so the discrepancy is not resolved. "

@@ -54,6 +54,13 @@ def layout_of(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> Layo
                 "Pass model.parameters() to it before attaching.",
             )
         )
+    for param in params:
+        if isinstance(param, nn.parameter.UninitializedParameter):
+            fix = "Run one batch through the model before attaching."
+            raise ValueError(must("model", "initialised", "a lazy parameter without shape", fix))
+        if param.is_complex():
+            fix = "Hold real and imaginary part in a real parameter: torch.view_as_complex(p)."
+            raise ValueError(must("model", "of real parameters", f"one of {param.dtype}", fix))
     if model is None:
         return Layout([f"param_{i}" for i in range(len(params))], params)
     names = {id(p): name for name, p in unwrap(model).named_parameters()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,12 +72,21 @@ def gfshadow_flow_for(optimizer: Any, config: Mapping[str, Any]) -> str | None:
         return "momentum_flow" if any(g.get("momentum") for g in groups) else "gradient_flow"
     if any(g.get("maximize") for g in groups):
         return None
-    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+    if _steps_as(optimizer, torch.optim.Adam) or _steps_as(optimizer, torch.optim.AdamW):
         return None if any(g.get("amsgrad") for g in groups) else "adam_flow"
-    if type(optimizer) is torch.optim.RMSprop:
+    if _steps_as(optimizer, torch.optim.RMSprop):
         return (
             None
             if any(g.get("momentum") or g.get("centered") for g in groups)
             else ("rmsprop_flow")
         )
     return None
+
+
+def _steps_as(optimizer: Any, cls: type[torch.optim.Optimizer]) -> bool:
+    """Say whether the steps are those of ``cls``: shadowed classes change nothing about them.
+
+    torch wraps ``step`` in the class of the first instance, hence the unwrapping.
+    """
+    step, theirs = inspect.unwrap(type(optimizer).step), inspect.unwrap(cls.step)
+    return isinstance(optimizer, cls) and step is theirs

@@ -11,6 +11,7 @@ from torch_gfshadow.probes.gradient_norm import GradientNorm as GradientNorm
 from torch_gfshadow.probes.lambda_max import LambdaMax as LambdaMax
 from torch_gfshadow.probes.lambda_min import LambdaMin as LambdaMin
 from torch_gfshadow.probes.parameter_norm import ParameterNorm as ParameterNorm
+from torch_gfshadow.probes.slq import SLQ as SLQ
 from torch_gfshadow.probes.trace import Trace as Trace
 from torch_gfshadow.specs import ProbeSpec
 

@@ -11,8 +11,7 @@ __version__ = "0.1.0"
 
 
 def _probe(steps: int | str = 30) -> Any:
-    # Imported on use: every run that has this package installed loads this module.
-    from gfshadow_slq.probe import SLQ
+    from torch_gfshadow.probes import SLQ
 
     return SLQ(steps)
 

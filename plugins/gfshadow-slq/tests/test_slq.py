@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from gfshadow_slq.density import density, plot_densities
-from gfshadow_slq.lanczos import gauss_quadrature
-from gfshadow_slq.probe import SLQ
 from scipy.integrate import trapezoid
 
 from torch_gfshadow.errors import CurvatureError
+from torch_gfshadow.probes import SLQ
+from torch_gfshadow.probes.slq import gauss_quadrature
 from torch_gfshadow.testing import (
     assert_hooks_valid,
     assert_inert,

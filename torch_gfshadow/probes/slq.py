@@ -1,16 +1,16 @@
-"""The probe: nodes and weights of the Hessian's spectral density."""
+"""The spectral density of the Hessian by stochastic Lanczos quadrature."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from gfshadow_slq.lanczos import gauss_quadrature
 from torch_gfshadow.errors import CurvatureError, must
-from torch_gfshadow.probes import Point
+from torch_gfshadow.probes.base import Point, checked_every
 
 
 class SLQ:
@@ -19,6 +19,7 @@ class SLQ:
     For n random unit vectors, m Lanczos steps each give m nodes and weights; their mean is an
     unbiased estimate of the moments ∫ λ^p φ(λ) dλ up to p = 2m − 1. It costs n·m Hessian
     products, and m vectors of memory. The vectors are the same at every step of the run.
+    The package gfshadow-slq registers it under the name ``slq`` and draws the densities.
 
     Args:
         steps: Lanczos steps m, at least 2; a string comes from ``"slq:40"``.
@@ -44,10 +45,8 @@ class SLQ:
             raise ValueError(must("steps", "an integer of at least 2", repr(steps), fix))
         if vectors < 1:
             raise ValueError(must("vectors", "at least 1", vectors, "Two or three are enough."))
-        if every is not None and every < 1:
-            fix = "Pass None to measure whenever probes are due."
-            raise ValueError(must("every", "at least 1", every, fix))
-        self.steps, self.vectors, self.seed, self.every = int(steps), vectors, seed, every
+        self.steps, self.vectors, self.seed = int(steps), vectors, seed
+        self.every = checked_every(every)
 
     def measure(self, point: Point) -> Mapping[str, Any]:
         """Return ``nodes`` (ascending), ``weights`` (sum 1), ``mean`` and ``second_moment``.
@@ -76,3 +75,47 @@ class SLQ:
             "mean": math.fsum(w * x for x, w in pairs),
             "second_moment": math.fsum(w * x * x for x, w in pairs),
         }
+
+
+def gauss_quadrature(
+    product: Callable[[Tensor], Tensor], start: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Return nodes λ_i and weights w_i with Σ w_i p(λ_i) = vᵀp(A)v for all polynomials.
+
+    Exact up to degree 2m − 1 after m steps; it ends early where v lies in an invariant subspace.
+
+    Args:
+        product: v → Av for a symmetric A.
+        start: A unit vector v, shape ``[d]``.
+        steps: Number m of products, at most d are made.
+
+    Returns:
+        Nodes in ascending order and weights that sum to 1, float64 on the CPU.
+
+    References:
+        Golub & Welsch 1969; Ubaru, Chen & Saad 2017, algorithm 2.
+    """
+    basis = [start]
+    alphas: list[float] = []
+    betas: list[float] = []
+    scale = 0.0
+    for _ in range(min(steps, start.numel())):
+        image = product(basis[-1]).to(start.dtype)
+        alphas.append(float(torch.dot(basis[-1], image)))
+        known = torch.stack(basis)
+        for _twice in range(2):  # once loses orthogonality as soon as a node has converged
+            image = image - known.T @ (known @ image)
+        beta = float(torch.linalg.vector_norm(image))
+        scale = max(scale, abs(alphas[-1]), beta)
+        if beta <= 100 * torch.finfo(start.dtype).eps * scale:
+            break
+        betas.append(beta)
+        basis.append(image / beta)
+    size = len(alphas)
+    diagonal = torch.tensor(alphas, dtype=torch.float64, device="cpu")
+    matrix = torch.diag(diagonal)
+    if size > 1:
+        beside = torch.tensor(betas[: size - 1], dtype=torch.float64, device="cpu")
+        matrix += torch.diag(beside, 1) + torch.diag(beside, -1)
+    nodes, vectors = torch.linalg.eigh(matrix)
+    return nodes, vectors[0] ** 2
