@@ -47,7 +47,7 @@ class Minibatch(Follower):
         self._restarts = parts.settings.mode == "local"
         self._fresh = False
         self._piece: tuple[Objective, float, tuple[float, Tensor] | None] | None = None
-        self._scale = 0.0
+        self._steps = 1
         self._judged: Mapping[str, Any] | None = None
         self._resumed = False
         self._cut = 0
@@ -134,11 +134,7 @@ class Minibatch(Follower):
             assert known is not None
             self.since = self._clock.time
             state = lifted(flow, theta, factor * known[1], watched.state, watched.layout)
-            resolution = self._parts.settings.resolution
-            self.shadow = PiecewiseFlow(
-                self._parts.solver, state, watched.layout.dim, resolution=resolution
-            )
-            self.shadow.observe(self._scale if self._restarts else 0.0)
+            self.shadow = self._shadow_of(state)
             self._fresh = self._restarts
         self._piece = objective, factor, known if starts else None
 
@@ -156,8 +152,11 @@ class Minibatch(Follower):
         piece, self._piece = self._piece, None
         if piece is not None and self.shadow is not None and self._parts.flow is not None:
             objective, factor, known = piece
-            flow = self._parts.flow
-            self.shadow.cross(flow, objective, self.step_size, factor=factor, known=known)
+            now = self._parts.watched.layout.current(self._parts.solver.dtype)
+            self.shadow.cross(
+                self._parts.flow, objective, self.step_size, now, factor=factor, known=known
+            )
+            self._steps = self.shadow.steps
 
     def audit_at(self, theta: Tensor) -> float | None:
         """Nothing: every step is compared as it comes."""
@@ -170,8 +169,6 @@ class Minibatch(Follower):
         if not shadow.alive:
             return {}
         discrepancy = norm(theta - shadow.theta)
-        shadow.observe(discrepancy)
-        self._scale = discrepancy
         return seen(discrepancy, distance, shadow.error, shadow.loss)
 
     def known_loss(self) -> None:
@@ -182,7 +179,7 @@ class Minibatch(Follower):
         curvature = self._parts.curvature
         return super().state_dict() | {
             "fresh": self._fresh,
-            "scale": self._scale,
+            "steps": self._steps,
             "window": self._observed.count or self._cut,
             "known": self._base is not None or self._resumed,
             "judged": self._judged if curvature is None else curvature.state_dict(),
@@ -191,16 +188,12 @@ class Minibatch(Follower):
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a saved state, bit for bit."""
         super().load_state_dict(dict(saved) | {"shadow": None})
-        self._fresh, self._scale = saved["fresh"], saved["scale"]
+        self._fresh, self._steps = saved["fresh"], saved["steps"]
         self._resumed, self._judged = saved["known"], saved["judged"]
         self._cut = int(saved.get("window", 0))
         self._observed.take()  # batches of the run that this state replaces
         if saved["shadow"] is not None:
-            layout = self._parts.watched.layout
-            state = saved["shadow"]["state"].to(layout.device)
-            self.shadow = PiecewiseFlow(
-                self._parts.solver, state, layout.dim, resolution=self._parts.settings.resolution
-            )
+            self.shadow = self._shadow_of(self._parts.watched.layout.current())
             self.shadow.load_state_dict(saved["shadow"])
 
     def _reconfigured(self) -> None:
@@ -211,7 +204,17 @@ class Minibatch(Follower):
         flow.configure(self._parts.watched.groups, self._parts.watched.layout)
         turned = getattr(flow, "turned", None)
         if shadow is not None and callable(turned):
-            shadow.state = turned(shadow.state, before)
+            shadow.turn(lambda state: turned(state, before))
+
+    def _shadow_of(self, state: Tensor) -> PiecewiseFlow:
+        parts = self._parts
+        return PiecewiseFlow(
+            parts.solver,
+            state,
+            parts.watched.layout.dim,
+            resolution=parts.settings.resolution,
+            steps=self._steps,
+        )
 
     def _factor(self) -> float:
         audit = self.audit

@@ -26,6 +26,7 @@ class _Adaptive:
     """
 
     name = ""
+    smooth = False  # √v turns sharply where v is near 0
     _keys: tuple[str, ...] = ()
 
     def __init__(self) -> None:
