@@ -29,7 +29,6 @@ from torch_gfshadow.shadow import FlowField
 from torch_gfshadow.solvers import SolverConfig
 from torch_gfshadow.solvers.base import Node
 from torch_gfshadow.status import Status
-from torch_gfshadow.used import norm
 
 EVALS = 4
 """Gradients that one midpoint step of the coarse solution costs, with its two of the fine one."""
@@ -108,7 +107,7 @@ class PiecewiseFlow:
         self.status, self.detail = Status.OK, ""
         self._resolution, self._dim = resolution, dim
         self._fine = self._coarse = state.to(config.dtype)
-        self._first_norm = norm(self.theta)
+        self._first_norm = _norm(self.theta)
         self._loss, self._safety, self._rounding = math.nan, 1.0, 0.0
 
     @property
@@ -213,7 +212,7 @@ class PiecewiseFlow:
     ) -> tuple[int, int]:
         """Return how many steps this piece should have had, and those of the next one."""
         apart = end.fine - end.coarse
-        bar, scale = self._safety * self._size(apart), norm(iterate - end.fine[: self._dim])
+        bar, scale = self._safety * self._size(apart), _norm(iterate - end.fine[: self._dim])
         if not math.isfinite(bar):
             return (min(4 * steps, most),) * 2
         aim = self._aim(end.fine, scale, kinked)
@@ -240,14 +239,14 @@ class PiecewiseFlow:
             self._stop(status, "the flow of this batch could not be followed to the step's end")
             return
         self._fine, self._coarse, self._loss = end.fine, end.coarse, end.loss
-        size, grain = norm(self.theta), torch.finfo(field.objective.layout.dtype).eps
+        size, grain = _norm(self.theta), torch.finfo(field.objective.layout.dtype).eps
         rounded = grain * span * (end.speed + end.curvature * size)
         self._rounding = math.hypot(self._rounding, rounded)
         if size > _BLOW_UP * max(self._first_norm, 1.0):
             self._stop(Status.BLOW_UP, f"‖θ̃‖ = {size:.2e}")
 
     def _size(self, state: Tensor) -> float:
-        return norm(state[: self._dim])
+        return _norm(state[: self._dim])
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next piece depends on, as plain values."""
@@ -260,3 +259,7 @@ class PiecewiseFlow:
 
     def _stop(self, status: Status, detail: str) -> None:
         self.status, self.detail = status, detail
+
+
+def _norm(vector: Tensor) -> float:
+    return float(torch.linalg.vector_norm(vector))
