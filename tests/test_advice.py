@@ -89,6 +89,30 @@ def test_a_deep_linear_network_has_a_certificate_below_the_measured_step():
     assert advice.n_grad_evals > 0
 
 
+@pytest.mark.parametrize("loader", [False, True])
+def test_cross_entropy_has_a_certificate_too_and_so_have_batches(loader):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False)).double()
+    x = torch.randn(20, 3, dtype=F64)
+    data = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
+    batches = torch.utils.data.DataLoader(data, batch_size=10) if loader else data.tensors
+
+    def objective(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    advice = gfs.step_size_advice(model, objective, batches, horizon=1.0, eps=0.05, max_steps=200)
+    certified = advice["tube"]
+    assert 0 < certified.step_size <= advice["measured"].step_size * 1.05
+    assert "cross-entropy" in certified.status
+
+
+def test_a_layer_that_is_not_trained_has_no_certificate():
+    model, objective, data = regression()
+    model[0].weight.requires_grad_(False)
+    limit = gfs.step_size_advice(model, objective, data, horizon=0.5, eps=0.05)["tube"]
+    assert limit.step_size is None
+
+
 def test_twice_the_loss_halves_the_step_and_the_horizon():
     one = gfs.step_size_advice(*regression(), horizon=1.0, eps=0.05)["tube"].step_size
     two = gfs.step_size_advice(*regression(mean=True), horizon=0.5, eps=0.05)["tube"].step_size

@@ -11,7 +11,8 @@ from torch import nn
 from torch_gfshadow.experiments.data import mnist_digits
 from torch_gfshadow.experiments.fig1 import Settings, run_fig1_ratios, run_shadow
 from torch_gfshadow.experiments.networks import convolutional, cross_entropy, fully_connected
-from torch_gfshadow.experiments.ratios import RatioRow, append_row, read_rows, run_ratios
+from torch_gfshadow.experiments.ratio_rows import RatioRow, append_row, read_rows
+from torch_gfshadow.experiments.ratios import run_ratios
 from torch_gfshadow.experiments.summary import summarise_records, summarise_rows
 from torch_gfshadow.experiments.verdict import compare
 from torch_gfshadow.loggers import read_records

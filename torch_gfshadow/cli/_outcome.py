@@ -15,7 +15,7 @@ from torch_gfshadow import plotting
 from torch_gfshadow.cli import _tables
 from torch_gfshadow.experiments.fig1 import RATIOS_FILE, RECORDS_FILE, TITLES
 from torch_gfshadow.experiments.networks import CONVOLUTIONS
-from torch_gfshadow.experiments.ratios import RatioRow
+from torch_gfshadow.experiments.ratio_rows import RatioRow
 from torch_gfshadow.experiments.summary import (
     summarise_agreement,
     summarise_records,

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from torch_gfshadow.experiments.ratios import RatioRow
+from torch_gfshadow.experiments.ratio_rows import RatioRow
 from torch_gfshadow.record import Record
 
 _N_LINES = 10

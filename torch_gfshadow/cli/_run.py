@@ -23,7 +23,7 @@ from torch_gfshadow.experiments.fig1 import (
     run_fig1_ratios,
     run_shadow,
 )
-from torch_gfshadow.experiments.ratios import RatioRow, read_rows
+from torch_gfshadow.experiments.ratio_rows import RatioRow, read_rows
 from torch_gfshadow.loggers import read_records
 from torch_gfshadow.record import Record
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from torch_gfshadow.advice import Limit, StepSizeAdvice, step_size_advice
+from torch_gfshadow._advised import Limit
+from torch_gfshadow.advice import StepSizeAdvice, step_size_advice
 from torch_gfshadow.cli._cases import to_json
 from torch_gfshadow.cli._options import COUNT, NUMBER
 from torch_gfshadow.doctor import load_factory

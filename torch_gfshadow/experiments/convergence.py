@@ -168,6 +168,7 @@ def _gaps(problem: Problem, step_size: float, n_steps: int) -> Array:
     """Return the loss above its minimum, ½‖W − Λ_yx‖², along gradient descent."""
     path = problem.descend(step_size, n_steps)
     ends = Chain(unflat(path, problem.weights)).end
+    assert isinstance(problem.loss, Square)
     return np.asarray(0.5 * ((ends - problem.loss.lyx) ** 2).sum((-2, -1)))
 
 

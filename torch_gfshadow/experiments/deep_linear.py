@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from torch_gfshadow.balance import balanced_factors
-from torch_gfshadow.bounds import Square, Tube
+from torch_gfshadow.bounds import Loss, Square, Tube
 from torch_gfshadow.bounds._ball import Ball, Node
 from torch_gfshadow.bounds._chain import Chain, flat, unflat
 from torch_gfshadow.bounds._deep_linear import Point
@@ -30,7 +30,7 @@ _SPACING = 0.01  # of the flow's nodes; fourth order, curvatures of order one
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Weights to start from, and the square loss they are trained on.
+    """Weights to start from, and the loss they are trained on.
 
     Attributes:
         weights: W_1, …, W_n.
@@ -38,7 +38,7 @@ class Problem:
     """
 
     weights: tuple[Array, ...]
-    loss: Square
+    loss: Loss
 
     @property
     def start(self) -> Array:

@@ -19,7 +19,8 @@ from torch_gfshadow.attach import attach
 from torch_gfshadow.errors import must
 from torch_gfshadow.experiments.data import Digits
 from torch_gfshadow.experiments.networks import NETWORKS, cross_entropy
-from torch_gfshadow.experiments.ratios import RATIOS, RatioRow, RatioRun, append_row, run_ratios
+from torch_gfshadow.experiments.ratio_rows import RatioRow, append_row
+from torch_gfshadow.experiments.ratios import RATIOS, RatioRun, run_ratios
 from torch_gfshadow.record import Record
 
 TITLES = {name: network.title for name, network in NETWORKS.items()}

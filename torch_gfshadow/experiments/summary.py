@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from torch_gfshadow.experiments.ratios import RatioRow
+from torch_gfshadow.experiments.ratio_rows import RatioRow
 from torch_gfshadow.experiments.verdict import Agreement
 from torch_gfshadow.record import Record
 from torch_gfshadow.report.verdict import judge, last_measured

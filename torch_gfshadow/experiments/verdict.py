@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch_gfshadow.experiments.ratios import RatioRow
+from torch_gfshadow.experiments.ratio_rows import RatioRow
 from torch_gfshadow.record import Record
 
 
