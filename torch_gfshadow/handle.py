@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -13,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from torch_gfshadow.attachment import Attachment
 from torch_gfshadow.capture import Capture, Watching
 from torch_gfshadow.checkpoint import load_state, read_file, save_state, write_file
 from torch_gfshadow.errors import must
 from torch_gfshadow.flows.base import position
-from torch_gfshadow.hooks import StepHooks
 from torch_gfshadow.minibatch import Minibatch
 from torch_gfshadow.plotting import plot_records
 from torch_gfshadow.record import Record
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-_log = logging.getLogger(__name__)
-
 
 class Shadow:
     """The gradient-flow shadow of one optimizer, made by :func:`torch_gfshadow.attach`.
@@ -42,16 +38,7 @@ class Shadow:
     def __init__(self, tracker: Tracker, model: nn.Module | None = None) -> None:
         self._tracker, self._model = tracker, model
         self._parts = tracker.parts
-        self._attached = False
-        self._disabled = False
-        self._hooks = StepHooks(
-            self._timed(tracker.before_step),
-            self._timed(tracker.after_step),
-            tracker.parts.watched.skips,
-            self._fail,
-            idle=tracker.idle,
-            count=tracker.count,
-        )
+        self._attachment = Attachment(tracker)
 
     # -- what was measured --------------------------------------------------------------------
 
@@ -63,7 +50,7 @@ class Shadow:
     @property
     def status(self) -> Status:
         """State of the last record; ``disabled`` after an error of ours."""
-        return Status.DISABLED if self._disabled else self._parts.session.status
+        return Status.DISABLED if self._attachment.disabled else self._parts.session.status
 
     @property
     def errors(self) -> list[BaseException]:
@@ -74,7 +61,7 @@ class Shadow:
     def summary(self) -> dict[str, Any]:
         """Return final and largest discrepancy with bars, cost by purpose, worst status."""
         out = self._tracker.summary()
-        if self._disabled:
+        if self._attachment.disabled:
             out["status"] = Status.DISABLED.value
         return out
 
@@ -152,7 +139,7 @@ class Shadow:
             ``batch``.
         """
         if self._attached and not self._tracker.paused:
-            self._guarded(lambda: self._tracker.follower.observe(batch, weight))
+            self._attachment.guarded(lambda: self._tracker.follower.observe(batch, weight))
         return batch
 
     def watch(self, loader: Iterable[Any]) -> Watching:
@@ -190,7 +177,7 @@ class Shadow:
             self.observe,
             follower.random_state,
         )
-        self._guarded(capture.install)
+        self._attachment.guarded(capture.install)
         if parts.source is None and self._model is not None:
             layout, ledger = parts.watched.layout, parts.session.ledger
             parts.source = source_of(self._model, capture.objective, layout, ledger, parts.ranks)
@@ -252,16 +239,11 @@ class Shadow:
     def resync(self) -> None:
         """Set the shadow to the parameters as they are now."""
         with torch.inference_mode(False), torch.no_grad():
-            self._timed(self._tracker.resync)()
+            self._attachment.timed(self._tracker.resync)()
 
     def detach(self) -> None:
         """Take the hooks off the optimizer and close the loggers; records stay."""
-        self._hooks.remove()
-        if self._attached:
-            self._attached = False
-            self._tracker.finish()
-            if self._parts.ranks is not None:
-                self._parts.ranks.leave("detached")
+        self._attachment.end()
 
     def __enter__(self) -> Shadow:
         return self
@@ -282,67 +264,9 @@ class Shadow:
 
     # -- wiring -------------------------------------------------------------------------------
 
+    @property
+    def _attached(self) -> bool:
+        return self._attachment.attached
+
     def _start(self, header: dict[str, Any]) -> None:
-        """Open the loggers, write record 0, and put the hooks on."""
-        parts = self._parts
-        optimizer = parts.watched.optimizer
-        assert optimizer is not None
-        self._tracker.outlet.start(header)
-        parts.plugins.notify("gfshadow_attach", session=parts.session)
-        with torch.inference_mode(False), torch.no_grad():
-            self._timed(self._tracker.start)()
-        self._hooks.install(optimizer, self._timed(self._tracker.reloaded))
-        self._attached = True
-
-    def _guarded(self, function: Callable[[], None]) -> None:
-        try:
-            with self._parts.session.ledger.timing():
-                function()
-        except Exception as error:
-            self._fail(error)
-
-    def _timed(self, function: Any) -> Any:
-        ledger = self._parts.session.ledger
-
-        def timed() -> None:
-            # written out: the context manager costs as much as a step at which nothing is due
-            ledger.entered = start = ledger.now()
-            try:
-                function()
-            finally:
-                ledger.seconds += ledger.now() - start
-                ledger.entered = None
-
-        return timed
-
-    def _fail(self, error: BaseException) -> None:
-        """Fail open: one warning, hooks off, training untouched."""
-        if self._parts.ranks is not None:
-            self._parts.ranks.leave(f"{type(error).__name__}: {error}")
-        if self._parts.settings.on_error == "raise":
-            raise error
-        if self._disabled:
-            return
-        self._disabled = True
-        self._parts.session.errors.append(error)
-        self._hooks.remove()
-        self._attached = False
-        message = (
-            f"torch_gfshadow disabled itself at step {self._tracker.clock.step + 1}; training goes "
-            f"on untouched. Cause: {type(error).__name__}: {error}"
-        )
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-        _log.debug("traceback", exc_info=error)
-        _forget_frames(error)
-        self._parts.plugins.notify("gfshadow_error", exc=error, session=self._parts.session)
-        try:
-            self._tracker.finish()
-        except Exception as closing:
-            self._parts.session.errors.append(closing)
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Drop the tracebacks: their frames hold the optimizer, which is ours only weakly."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
+        self._attachment.start(header)
