@@ -2,10 +2,11 @@
 
 Cold, the search is Lanczos from a random vector, which comes with a probabilistic lower bound on
 λ_min. Warm, it starts from the eigenvectors of the previous point and adds residuals, the worse
-end first (Davidson). In both, directions whose curvature is known to lie far from the end in
-question are damped in the residual: on networks the few large outliers of the Hessian would cost
+end first (Davidson). In both, directions of known curvature are weighted in the residual by their
+distance from the end in question: on networks the few large outliers of the Hessian would cost
 up to half of all products otherwise. They come from the previous point and, at a restart, from
-the search space itself. Read next: ``_krylov``, the search space; ``probes``, which report.
+the search space itself. Read next: ``_krylov``, the search space; ``_recycled``, what is handed
+on; ``probes``, which report.
 """
 
 from __future__ import annotations
@@ -17,15 +18,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from torch_gfshadow._krylov import (
-    NEGLIGIBLE,
-    Pair,
-    Recycled,
-    Space,
-    damped,
-    full_precision,
-    probabilistic_lower_bound,
-)
+from torch_gfshadow._krylov import NEGLIGIBLE, Pair, Space, full_precision
+from torch_gfshadow._lower_bound import probabilistic_lower_bound
+from torch_gfshadow._recycled import Recycled, condense, damped
 from torch_gfshadow.errors import must
 
 FAILURE_PROBABILITY = 0.01
@@ -82,7 +77,7 @@ def extreme_eigenpairs(
     tol: float = 0.01,
     max_products: int = 100,
     max_basis: int = 24,
-    n_outliers: int = 16,
+    n_outliers: int = 32,
     seed: int = 0,
 ) -> Spectrum:
     """Compute the smallest and the largest eigenpair of a symmetric operator H.
@@ -171,7 +166,7 @@ def _search(
         if done:
             break
         if full:
-            known = space.recycle(known, n_outliers)
+            known = condense(space, known, n_outliers)
             space.restart(mixes, _KEEP)
             lanczos = False
         worse = low if worst_low >= worst_high else high
@@ -197,7 +192,7 @@ def _search(
         lower_bound=min(bound, low.value) if cold and not exhausted else estimate,
         failure_probability=0.0 if exhausted else FAILURE_PROBABILITY if cold else None,
         age=0 if cold or exhausted else age + 1,
-        recycled=space.recycle(known, n_outliers),
+        recycled=condense(space, known, n_outliers),
     )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from torch_gfshadow._krylov import Recycled
 from torch_gfshadow._plain import load_state, state_of
+from torch_gfshadow._recycled import Recycled
 from torch_gfshadow.bounds import Bound, View
 from torch_gfshadow.clock import FlowClock, SparseSchedule, every
 from torch_gfshadow.eigen import Spectrum
