@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.sparse.linalg import eigsh
 
-from torch_gfshadow._krylov import Space
+from torch_gfshadow._krylov import Space, norm
 from torch_gfshadow._lower_bound import probabilistic_lower_bound
 from torch_gfshadow._recycled import Recycled, damped
 from torch_gfshadow.eigen import FAILURE_PROBABILITY, NEGLIGIBLE, Spectrum, extreme_eigenpairs
@@ -295,6 +295,87 @@ def test_a_neighbour_that_overtakes_the_end_is_followed():
     assert abs(float(q[:, 1] @ ends.vector_min)) > 0.9
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 30, D])
+def test_a_hessian_that_vanishes_and_comes_back(n):
+    zero = torch.zeros(n, n, dtype=torch.float64)
+    matrix = dense(torch.linspace(-2.0, 3.0, n, dtype=torch.float64), seed=1)
+    exact = torch.linalg.eigvalsh(matrix)
+    ends = solve(zero)
+    for now, low, high in ((zero, 0.0, 0.0), (matrix, *exact[[0, -1]].tolist()), (zero, 0.0, 0.0)):
+        ends = solve(now, start=ends)
+        assert ends.converged
+        assert ends.n_products <= n
+        # Zero teaches nothing: the next search is one from a random vector.
+        assert ends.failure_probability is not None or now is zero
+        assert ends.lambda_min == pytest.approx(low, abs=0.02)
+        assert ends.lambda_max == pytest.approx(high, abs=0.02)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_few_eigenvalues_beside_zero_cost_few_products_cold_and_warm(rank, sign):
+    eigenvalues = torch.zeros(D, dtype=torch.float64)
+    eigenvalues[:rank] = sign * torch.arange(1.0, rank + 1.0, dtype=torch.float64)
+    matrix = dense(eigenvalues)
+    cold = solve(matrix, tol=1e-8)
+    warm = solve(matrix, start=cold, tol=1e-8)
+    far, near = (rank, 0.0) if sign > 0 else (0.0, -float(rank))
+    for ends in (cold, warm):
+        assert ends.converged
+        assert ends.n_products <= rank + 2
+        assert ends.lambda_max == pytest.approx(far, abs=1e-10)
+        assert ends.lambda_min == pytest.approx(near, abs=1e-10)
+    assert cold.lower_bound <= near + 1e-10
+
+
+def test_more_start_vectors_than_dimensions():
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    ends = solve(dense(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)), start=tuple(starts))
+    assert ends.n_products == 3
+    assert (ends.lambda_min, ends.lambda_max) == pytest.approx((1.0, 3.0))
+    assert ends.failure_probability == 0.0
+
+
+def test_an_end_that_appears_out_of_sight_is_not_claimed_and_a_random_start_finds_it():
+    # The new end is an exact eigenvector, orthogonal to all that was kept: no warm search whose
+    # vectors are sums of what was kept and its images can see it.
+    q = torch.linalg.eigh(dense(SPECTRA["sign symmetric"]))[1]
+    before = spread([-3.0], [5.0])
+    ends = solve(q @ torch.diag(before) @ q.T, tol=1e-10, max_products=300)
+    kept = torch.linalg.qr(torch.cat([ends.recycled.starts, ends.recycled.outliers]).T)[0]
+    new = q[:, 100] - kept @ (kept.T @ q[:, 100])
+    new /= new.norm()
+    rest = q @ torch.diag(before) @ q.T
+    blind = torch.eye(D, dtype=torch.float64) - torch.outer(new, new)
+    matrix = blind @ rest @ blind - 9.0 * torch.outer(new, new)
+    warm = solve(matrix, start=ends)
+    assert warm.lambda_min >= -9.0 - 1e-9  # a limit from above it stays
+    if warm.lambda_min > -8.9:
+        # Some eigenvalue lies within the residual of what was found, and nothing more is claimed.
+        exact = torch.linalg.eigvalsh(matrix)
+        assert float((exact - warm.lambda_min).abs().min()) <= warm.residual_min
+        assert warm.failure_probability is None
+    cold = solve(matrix, seed=1)  # not the vector that this matrix was made to hide from
+    assert cold.lambda_min == pytest.approx(-9.0, rel=0.01)
+    assert cold.lower_bound <= -9.0
+
+
+def test_an_end_that_appears_out_of_reach_of_the_kept_is_found_by_the_random_part_of_drift():
+    # As before, but the rest turns a little, too, as a Hessian does: its images lead there.
+    matrix = dense(SPECTRA["like a network"])
+    ends = solve(matrix)
+    generator = torch.Generator().manual_seed(3)
+    new = torch.randn(D, generator=generator, dtype=torch.float64)
+    new -= ends.recycled.outliers.T @ (ends.recycled.outliers @ new)
+    new /= new.norm()
+    moved = drift(matrix, 0.02, 5) - 20.0 * torch.outer(new, new)
+    exact = torch.linalg.eigvalsh(moved)
+    warm = solve(moved, start=ends)
+    assert warm.lambda_min == pytest.approx(float(exact[0]), rel=0.01)
+    assert warm.lambda_max == pytest.approx(float(exact[-1]), rel=0.01)
+
+
 def test_age_counts_warm_starts_since_the_last_cold_one():
     matrix = dense(SPECTRA["sign symmetric"])
     first = solve(matrix)
@@ -507,6 +588,42 @@ def test_a_noisy_operator_ends_unconverged_within_the_budget():
     assert not ends.converged
     assert ends.n_products == 60
     assert ends.lambda_min == pytest.approx(-3.0, abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+def test_numbers_whose_squares_leave_the_format_change_nothing_but_the_scale(dtype, scale):
+    eigenvalues = torch.linspace(-1.0, 2.0, D, dtype=dtype)
+    plain, scaled = (
+        extreme_eigenpairs(
+            lambda v, factor=factor: factor * eigenvalues * v, D, dtype=dtype, device="cpu"
+        )
+        for factor in (1.0, scale)
+    )
+    assert scaled.converged
+    assert scaled.n_products == plain.n_products
+    for name in ("lambda_min", "lambda_max", "residual_min", "residual_max", "lower_bound"):
+        assert getattr(scaled, name) == pytest.approx(scale * getattr(plain, name), rel=0.01)
+
+
+def test_numbers_below_the_format_are_not_taken_for_converged():
+    tiny = torch.linspace(-1e-44, 2e-44, D)
+    ends = extreme_eigenpairs(lambda v: tiny * v, D, dtype=torch.float32, device="cpu")
+    assert not ends.converged or max(ends.residual_min, ends.residual_max) == 0.0
+
+
+def test_a_norm_survives_where_its_square_does_not():
+    for scale in (1e-30, 1e-12, 1.0, 1e12, 1e30):
+        assert norm(torch.tensor([3.0, 4.0]) * scale) == pytest.approx(5.0 * scale, rel=1e-6)
+    assert norm(torch.zeros(3)) == 0.0
+    assert norm(torch.tensor([1.0, math.inf])) == math.inf
+    assert math.isnan(norm(torch.tensor([1.0, math.nan])))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex128, torch.int64])
+def test_a_product_that_is_not_real_is_refused(dtype):
+    with pytest.raises(ValueError, match=rf"must be real floating-point, got {dtype}"):
+        extreme_eigenpairs(lambda v: v.to(dtype), 4, dtype=torch.float64, device="cpu")
 
 
 def test_a_product_of_the_wrong_shape_is_refused():

@@ -200,7 +200,9 @@ def _excess(pair: Pair, scale: float, tol: float) -> float:
     """Return the residual in units of what is allowed."""
     rounding = 16 * torch.finfo(pair.residual.dtype).eps * scale
     allowed = max(tol * max(abs(pair.value), NEGLIGIBLE * scale), rounding)
-    return pair.residual_norm / allowed if pair.residual_norm > 0.0 else 0.0
+    if pair.residual_norm == 0.0:
+        return 0.0
+    return pair.residual_norm / allowed if allowed > 0.0 else math.inf  # values underflowed
 
 
 def _random(space: Space, generator: torch.Generator) -> Tensor:
@@ -215,6 +217,8 @@ def _unpack(
     """Return the start vectors and what is known of the outliers."""
     known = None
     if isinstance(start, Spectrum):
+        if start.lambda_min == start.lambda_max == 0.0:
+            return (), None  # nothing was learnt: a random vector is as good, and vouches for more
         known = start.recycled
         start = (start.vector_min, start.vector_max) if known is None else tuple(known.starts)
     for index, vector in enumerate(start):

@@ -32,7 +32,7 @@ class Point:
         objective: f.
         curvature: Its Hessian products.
         previous: Spectrum at an earlier point, to start from.
-        seed: Of the random start of a spectrum without an earlier one.
+        seed: Of the random start of a spectrum without an earlier one, with the step.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Point:
                 start=() if start is None else start,
                 tol=tol,
                 max_products=max_products,
-                seed=self._seed,
+                seed=self._seed + self.step,  # each random start a new chance
             )
         except CurvatureError as failure:
             self._failure = failure
