@@ -74,11 +74,12 @@ class Attachment:
 
         def timed() -> None:
             # written out: the context manager costs as much as a step at which nothing is due
-            start = ledger.now()
+            ledger.entered = start = ledger.now()
             try:
                 function()
             finally:
                 ledger.seconds += ledger.now() - start
+                ledger.entered = None
 
         return timed
 
