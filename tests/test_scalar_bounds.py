@@ -175,6 +175,13 @@ def test_corollary_1_is_infeasible_where_the_flows_part():
         assert found.status.startswith("infeasible")
 
 
+def test_at_the_edge_the_statement_allows_nothing_but_equation_7_does():
+    found = bounds.corollary1(**{**COR1, "m": -0.5, "init_dist": COR1["eps"]})
+    assert (found.value["eta"], found.value["feasible"]) == (0.0, False)
+    assert found.value["eta_exact_infimum"] > 0
+    assert found.status.startswith("infeasible by the statement")
+
+
 # --- Propositions 2 and 3, Theorem 4
 
 

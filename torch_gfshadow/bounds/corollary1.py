@@ -112,8 +112,12 @@ def corollary1(
         constants("β-smooth, λ_min ≥ −m: globally, or on the ε-balls around the flow to T",
                   constants_are),
     )  # fmt: skip
-    infeasible = "infeasible: the flows of the two starting points are not provably within eps"
-    return Evaluation(value, assumptions, "ok" if value["feasible"] else infeasible)
+    status = "ok"
+    if log_eta == -math.inf:
+        status = "infeasible: the flows of the two starting points are not provably within eps"
+    if log_eta == -math.inf < log_exact:  # ρ = ε, and the two flows approach each other
+        status = "infeasible by the statement (rho = eps); eta_exact_infimum is not"
+    return Evaluation(value, assumptions, status)
 
 
 def _log_gradient(

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from torch_gfshadow.bounds import corollary1, theorem3
+from torch_gfshadow.bounds import theorem3
 from torch_gfshadow.bounds.worst_case import gradient, hessian, necessary_step_size, ridge
+from torch_gfshadow.experiments import pendulum
 from torch_gfshadow.experiments.deep_linear import Array, largest_step
 from torch_gfshadow.experiments.study import Number, Study, Table
 from torch_gfshadow.plotting.studies import draw_curves
 from torch_gfshadow.plotting.style import BLUE, FONT, VERMILLION, new_figure
 
 HORIZONS = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
-_PENDULUM_EPS = 0.1
 _COLUMNS = {
     "horizon": "T",
     "needed": "largest η within ε, in truth",
@@ -33,14 +33,6 @@ _COLUMNS = {
     "corollary1": "Corollary 1, corrected",
     "printed": "Corollary 1, printed",
     "printed_over_needed": "printed / truth",
-}
-_PENDULUM_TITLE = f"f = 1 − cos x from e^{{−(T−½)}} beside its maximum, ε = {_PENDULUM_EPS:g}"
-_PENDULUM = {
-    "horizon": "T",
-    "printed": "η, printed",
-    "printed_deviation": "deviation at it (ε)",
-    "corrected": "η, corrected",
-    "corrected_deviation": "deviation at it (ε)",
 }
 
 
@@ -88,7 +80,7 @@ def run(
                 "printed_over_needed": printed / needed,
             }
         )
-    pendulum = [_pendulum(horizon) for horizon in (5.0, 10.0, 20.0)]
+    fallen = [pendulum.deviations(horizon) for horizon in (5.0, 10.0, 20.0)]
     times = [float(row["horizon"] or 0.0) for row in rows]
     logs = [math.log(float(row["needed"] or math.nan)) for row in rows]
     slope = float(np.polyfit(times[1:], logs[1:], 1)[0])
@@ -100,9 +92,9 @@ def run(
         "its exponential is needed.",
         f"Corollary 1 as printed exceeds it by a factor of "
         f"{float(rows[-1]['printed_over_needed'] or 0):.1f} at T = {times[-1]:g}. On f = 1 − cos x "
-        f"its step size deviates by {float(pendulum[-1]['printed_deviation'] or 0):.2f} ε at "
-        f"T = {pendulum[-1]['horizon']:g}, the corrected one by "
-        f"{float(pendulum[-1]['corrected_deviation'] or 0):.0e} ε.",
+        f"its step size deviates by {float(fallen[-1]['printed_deviation'] or 0):.2f} ε at "
+        f"T = {fallen[-1]['horizon']:g}, the corrected one by "
+        f"{float(fallen[-1]['corrected_deviation'] or 0):.0e} ε.",
     ]
     return Study(
         "worst-case",
@@ -117,9 +109,9 @@ def run(
         [
             Table(f"The ridge, a = {a:g}, m = {m:g}, ε = {eps:g}", _COLUMNS, rows),
             Table(
-                f"f = 1 − cos x from e^{{−(T−½)}} beside its maximum, ε = {_PENDULUM_EPS:g}",
-                _PENDULUM,
-                pendulum,
+                pendulum.TITLE,
+                pendulum.COLUMNS,
+                fallen,
             ),
         ],
         findings,
@@ -174,32 +166,6 @@ def _spectrum(a: float, m: float, x: float, y: float) -> tuple[float, float]:
     xx, xy, yy = hessian(a, m, x, y)
     centre, half = (xx + yy) / 2, math.hypot((xx - yy) / 2, xy)
     return centre - half, centre + half
-
-
-def _pendulum(horizon: float) -> dict[str, Number]:
-    """Run gradient descent on 1 − cos x at the printed and at the corrected step size."""
-    eps, off = _PENDULUM_EPS, math.exp(-(horizon - 0.5))
-    f0 = 1.0 + math.cos(off)
-    corrected = float(corollary1(1.0, 1.0, f0, eps, 0.0, horizon).value["eta"])
-    printed = corrected * math.exp(horizon)
-    found: dict[str, Number] = {"horizon": horizon}
-    for name, step_size in (("printed", printed), ("corrected", corrected)):
-        found[name] = step_size
-        found[f"{name}_deviation"] = _fallen(off, min(step_size, horizon), horizon) / eps
-    return found
-
-
-def _fallen(off: float, step_size: float, horizon: float) -> float:
-    """Return the largest distance from the flow up to the horizon, start ``off`` from the top."""
-    # sub-sampled: beyond a million steps the deviation, of order η, is extrapolated
-    coarse = max(step_size, horizon / 1e6)
-    y, largest = off, 0.0  # y = π − x, y' = sin y, tan(y/2) = tan(y_0/2) e^t
-    slope = math.tan(off / 2)
-    for k in range(1, int(horizon / coarse) + 1):
-        y += coarse * math.sin(y)
-        exact = 2 * math.atan(slope * math.exp(k * coarse))
-        largest = max(largest, abs(y - exact))
-    return largest * step_size / coarse
 
 
 def _draw(rows: Sequence[dict[str, Number]], eps: float, path: Path) -> None:
