@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -220,6 +221,64 @@ class Sandbox:
                     return total, self.layout.flatten(grads, out)
                 flat = torch.add(flat, self.layout.flatten(grads, wide), alpha=weight)
         return total, flat.to(out)
+
+    def add_gradient(
+        self, theta: Tensor | None, chunks: Iterable[tuple[Any, float]], out: Tensor, weight: float
+    ) -> float:
+        """Add ``weight`` times the gradient at ``theta`` to ``out``; return the weighted loss.
+
+        Each parameter's gradient is added when the backward pass has made it and dropped at once,
+        so that all of them never exist together. ``None`` is where the model is.
+        """
+        total = 0.0
+        parts = [
+            part.view(shape)
+            for part, shape in zip(
+                torch.split(out, list(self.layout.sizes)), self.layout.shapes, strict=True
+            )
+        ]
+        with self.guard():
+            if theta is None:
+                leaves = {
+                    name: param.detach().requires_grad_()
+                    for name, param in zip(self.layout.names, self.layout.params, strict=True)
+                }
+            else:
+                leaves = self.params_at(theta, requires_grad=True)
+            for batch, share in chunks:
+                total += share * self._poured(leaves, batch, parts, weight * share)
+        return total
+
+    def _poured(
+        self, leaves: Mapping[str, Tensor], batch: Any, parts: Sequence[Tensor], weight: float
+    ) -> float:
+        if self.by_backward:  # its gradients come in several pieces, and by other ways
+            loss, grads = self.grads(leaves, batch)
+            for part, grad in zip(parts, grads, strict=True):
+                if grad is not None:
+                    part.add_(grad.to(part.device), alpha=weight)
+            return loss.item()
+
+        def pour(leaf: Tensor, part: Tensor) -> None:
+            assert leaf.grad is not None
+            part.add_(dense(leaf.grad).to(part.device), alpha=weight)
+            leaf.grad = None
+
+        hooks = [
+            leaf.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                partial(pour, part=part)
+            )
+            for leaf, part in zip(leaves.values(), parts, strict=True)
+        ]
+        try:
+            with self.swapped(leaves):
+                loss = self.forward(batch)
+                if loss.requires_grad:
+                    torch.autograd.backward(loss, inputs=list(leaves.values()))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return loss.item()
 
     def _stretched(
         self,

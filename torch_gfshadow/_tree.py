@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from torch_gfshadow._blocks import Terms, blocks, combined
 
 
 def dense(tensor: Tensor) -> Tensor:
@@ -89,6 +92,21 @@ class Layout:
     def current(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the parameters as they are now, as one new vector of shape ``[d]``."""
         return self.flatten(self.params, dtype)
+
+    def distance(self, terms: Terms) -> float:
+        """Return ‖θ + Σ w_i·v_i‖₂, in float64, for the parameters as they are.
+
+        A block at a time: no vector of the size of θ is made.
+        """
+        total, start = 0.0, 0
+        for param, size in zip(self.params, self.sizes, strict=True):
+            flat = whole(param.detach()).reshape(-1).to(self.device)
+            for at in blocks(size):
+                here = slice(start + at.start, start + at.stop)
+                block = combined([(flat[at], 1.0), *((v[here], w) for v, w in terms)])
+                total += float(torch.dot(block, block))
+            start += size
+        return math.sqrt(total) if total >= 0.0 else math.nan
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """Return name → tensor in each parameter's own shape, dtype and device.

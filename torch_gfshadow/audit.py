@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from torch_gfshadow._blocks import blocks
 
 # Largest sine of the angle (and relative error of the scale) that is still rounding. Correct
 # pairs are at 1e-15 (float64), 1e-7 to 1e-5 (float32, other order of summation) and 6e-3
@@ -57,24 +60,63 @@ def compare(
         ('match', 'scaled 0.5', 'mismatch')
     """
     tolerance = max(_TOLERANCE.get(d, 1e-3) for d in (used.dtype, own.dtype, dtype) if d)
-    a, b = _wide(used), _wide(own.to(used.device))
-    largest_a, largest_b = float(a.abs().amax()), float(b.abs().amax())
+    parts = [(used.reshape(-1), own.reshape(-1))]
+    return _judged(parts, tolerance, atol)
+
+
+def compare_parts(used: Sequence[Tensor], own: Tensor) -> Audit:
+    """Compare as :func:`compare` does, the gradient used given parameter by parameter.
+
+    Args:
+        used: One tensor per parameter.
+        own: ∇f(θ), shape ``[d]``; no other vector of that size is made.
+    """
+    sizes = [grad.numel() for grad in used]
+    flat = [grad.detach().reshape(-1) for grad in used]
+    tolerance = max(_TOLERANCE.get(d, 1e-3) for d in {own.dtype, *(g.dtype for g in used)})
+    return _judged(list(zip(flat, torch.split(own, sizes), strict=True)), tolerance)
+
+
+def _judged(parts: Sequence[tuple[Tensor, Tensor]], tolerance: float, atol: float = 0.0) -> Audit:
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for used, own in parts:
+            for at in blocks(used.numel()):
+                yield _wide(used[at]), _wide(own[at].to(used.device))
+
+    largest_a = largest_b = apart = 0.0
+    for a, b in pairs():
+        largest_a, largest_b = _larger(largest_a, a), _larger(largest_b, b)
+        apart += float((a - b).square().sum()) if atol > 0.0 else 0.0
     if not (math.isfinite(largest_a) and math.isfinite(largest_b)):
         return Audit("mismatch")
-    if largest_a == largest_b == 0.0 or (atol > 0.0 and float((a - b).norm()) <= atol):
+    if largest_a == largest_b == 0.0 or (atol > 0.0 and math.sqrt(apart) <= atol):
         return Audit("match", 1.0, 1.0)
     if largest_a == 0.0 or largest_b == 0.0:
         return Audit("mismatch", 0.0 if largest_a == 0.0 else math.nan, 0.0)
-    a, b = a / largest_a, b / largest_b  # squares of tiny or huge entries would be lost
-    norm_a, norm_b = float(a.norm()), float(b.norm())
-    unit_a, unit_b = a / norm_a, b / norm_b
-    cosine = max(-1.0, min(1.0, float(unit_a @ unit_b)))
+    squares_a = squares_b = both = 0.0
+    for a, b in pairs():  # squares of tiny or huge entries would be lost
+        a, b = a / largest_a, b / largest_b
+        squares_a += float(a @ a)
+        squares_b += float(b @ b)
+        both += float(a @ b)
+    norm_a, norm_b = math.sqrt(squares_a), math.sqrt(squares_b)
+    cosine = max(-1.0, min(1.0, both / (norm_a * norm_b)))
     scale = cosine * (norm_a / norm_b) * (largest_a / largest_b)
     # ‖û − (û·ŵ)ŵ‖ is the sine; from 1 − cos² half the digits would be lost.
-    sine = float((unit_a - cosine * unit_b).norm())
+    beside = 0.0
+    for a, b in pairs():
+        left = a / (largest_a * norm_a) - b * (cosine / (largest_b * norm_b))
+        beside += float(left @ left)
+    sine = math.sqrt(beside)
     if cosine <= 0.0 or sine > tolerance:
         return Audit("mismatch", scale, cosine)
     return Audit("match" if abs(scale - 1.0) <= tolerance else "scaled", scale, cosine)
+
+
+def _larger(largest: float, values: Tensor) -> float:
+    """Return the larger absolute value; NaN if there is one."""
+    here = float(values.abs().amax()) if values.numel() else 0.0
+    return here if math.isnan(here) or here > largest else largest
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_gfshadow.audit import Audit, compare
+from torch_gfshadow.audit import Audit, compare, compare_parts
 from torch_gfshadow.clock import FlowClock, SparseSchedule
 from torch_gfshadow.errors import FlowError
-from torch_gfshadow.flows.base import lifted, position
+from torch_gfshadow.flows.base import FlowWithMemory, lifted, position
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.shadow import ShadowFlow
 from torch_gfshadow.status import Status, worst
-from torch_gfshadow.used import norm
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +45,7 @@ class Follower:
         self.since = 0.0
         self.audit = Audit("pending" if parts.objective and parts.settings.audit else "none")
         self._own: Tensor | None = None
+        self._audits_next = False
         self._audits = SparseSchedule(dense=0, ratio=2.0)
         self._halves: tuple[torch.dtype, ...] = _HALVES
         self._noted: list[tuple[Status, str]] = []
@@ -60,12 +60,12 @@ class Follower:
     @property
     def needs_gradient(self) -> bool:
         """Whether the gradient of the step to come must be read, record or not."""
-        return self._own is not None
+        return self._own is not None or self._audits_next
 
     @property
     def idle(self) -> bool:
         """Whether the step to come may pass without :meth:`before` and :meth:`after`."""
-        return self._own is None
+        return self._own is None and not self._audits_next
 
     def start(self, theta: Tensor) -> None:
         """Start where the run stands, from what the objective's own checks found there."""
@@ -76,39 +76,61 @@ class Follower:
             self._audits.due(0)
 
     def before(self, used: Tensor | None) -> None:
-        """Look at the step to come; ``used`` is its gradient, if it was read."""
-        if self._own is not None and used is not None:
-            self._compare(self._own, used)
-            self._own = None
+        """Look at the step to come; ``used`` is its gradient, ``None`` where that is borrowed."""
+        objective = self._parts.objective
+        if self._audits_next and objective is not None:
+            layout, self._audits_next = self._parts.watched.layout, False
+            wide = torch.promote_types(layout.dtype, torch.float32)
+            self._own = torch.zeros(layout.dim, dtype=wide, device=layout.device)
+            objective.add_grad(self._own, None, 1.0, "audit")
+        own, self._own = self._own, None
+        if own is not None:
+            self._compare(own, used)
+        if objective is not None and self.shadow is not None and self.shadow.low_storage:
+            objective.forget_initial()
 
     def after(self, theta: Tensor | None = None) -> None:
         """Look at the step taken; the clock stands at its end already."""
 
-    def audit_at(self, theta: Tensor) -> float | None:
-        """If an audit is due, take the objective's gradient here and return the loss."""
+    def audit_at(self) -> float | None:
+        """If an audit is due, take the objective's gradient here and return the loss.
+
+        In low storage it is taken before the next step, which finds the same parameters.
+        """
         objective = self._parts.objective
         due = objective is not None and self._parts.settings.audit
         if not (due and self._audits.due(self._clock.step)) or self._clock.step == 0:
             return None
+        if self.shadow is not None and self.shadow.low_storage:
+            self._audits_next = True
+            return None
         assert objective is not None
-        loss, self._own = objective.loss_and_grad(theta, "audit")
+        loss, self._own = objective.loss_and_grad(self._parts.watched.layout.current(), "audit")
         return loss
 
-    def _compare(self, own: Tensor, used: Tensor, objective: Objective | None = None) -> None:
+    def _compare(
+        self, own: Tensor, used: Tensor | None, objective: Objective | None = None
+    ) -> None:
         before = self.audit.kind
-        self.audit = compare(used, own)
+        if used is None:
+            lent = self._parts.watched.gradients()
+            assert lent is not None
+            self.audit = compare_parts(lent, own)
+        else:
+            self.audit = compare(used, own)
         if self.audit.kind == "mismatch" and self.audit.cosine > _AUTOCAST_COSINE:
             self.audit = self._compared_in_halves(used, objective or self._parts.objective)
         if self.audit.kind == "mismatch" and before != "mismatch":
             step = self._clock.step
             _log.warning("gradient audit at step %d: %s", step, Status.MISMATCH.sentence)
 
-    def _compared_in_halves(self, used: Tensor, objective: Objective | None) -> Audit:
+    def _compared_in_halves(self, used: Tensor | None, objective: Objective | None) -> Audit:
         """Compare with the gradient as the loop computes it if it runs under autocast.
 
         The loop's autocast is over when its step is seen, so it is found out by trying.
         """
         theta = self._parts.watched.layout.current()
+        used = self._parts.watched.gradient() if used is None else used
         for dtype in self._halves if objective is not None else ():
             assert objective is not None
             found = compare(used, objective.grad_in(theta, dtype, "audit"), dtype=dtype)
@@ -175,6 +197,8 @@ class Follower:
             return
         parts.flow.configure(parts.watched.groups, parts.watched.layout)
         watched, self.since = parts.watched, self._clock.time
+        if isinstance(parts.flow, FlowWithMemory):
+            theta = theta.to(parts.solver.dtype)
         self.shadow = self._shadow_at(
             lifted(parts.flow, theta, known[1], watched.state, watched.layout), known
         )
@@ -225,22 +249,21 @@ class Follower:
         """Set the shadow to the run's own parameters."""
         objective = self._parts.objective
         if objective is not None and self._parts.flow is not None:
-            theta = self._parts.watched.layout.current(self._parts.solver.dtype)
+            theta = self._parts.watched.layout.current()
             self.begin(theta, objective.loss_and_grad(theta, "setup"))
         self._own = None
 
-    def measure(self, theta: Tensor, distance: float, lambda_max: float | None) -> dict[str, Any]:
+    def measure(self, distance: float, lambda_max: float | None) -> dict[str, Any]:
         """Bring the shadow to the run's clock; return the fields of the record it gives.
 
         Args:
-            theta: The iterate, shape ``[d]``.
             distance: ‖θ_k − θ_0‖.
             lambda_max: Largest Hessian eigenvalue last seen by a probe, if any.
         """
-        shadow, flow, now = self.shadow, self._parts.flow, self._clock.time
-        if shadow is None or flow is None or not shadow.advance(now, lambda_max):
+        shadow, now = self.shadow, self._clock.time
+        if shadow is None or not shadow.advance(now, lambda_max):
             return {}
-        discrepancy = norm(theta - position(flow, shadow.state(now)))
+        discrepancy = shadow.distance(self._parts.watched.layout, now)
         shadow.observe(discrepancy)
         return seen(discrepancy, distance, shadow.error, shadow.loss(now))
 
@@ -251,6 +274,7 @@ class Follower:
             "since": self.since,
             "audit": dataclasses.asdict(self.audit),
             "own": self._own,
+            "audits_next": self._audits_next,
             "audits": self._audits.next,
             "halves": [_HALVES.index(dtype) for dtype in self._halves],
             "noted": [(status.value, detail) for status, detail in self._noted],
@@ -261,7 +285,7 @@ class Follower:
         """Go on from a saved state, bit for bit."""
         parts = self._parts
         self.step_size, self._own = saved["step_size"], saved["own"]
-        self.since = saved["since"]
+        self.since, self._audits_next = saved["since"], saved["audits_next"]
         self.audit, self._audits.next = Audit(**saved["audit"]), saved["audits"]
         self._halves = tuple(_HALVES[i] for i in saved["halves"])
         self._noted = [(Status(status), detail) for status, detail in saved["noted"]]

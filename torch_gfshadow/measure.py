@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -40,12 +40,16 @@ class Measures:
         self._recogniser = None if parts.objective is None else Recogniser(parts.objective)
 
     def probe(
-        self, theta: Tensor, step_size: float, row: dict[str, Any], extras: dict[str, Any]
+        self,
+        here: Callable[[], Tensor],
+        step_size: float,
+        row: dict[str, Any],
+        extras: dict[str, Any],
     ) -> float | None:
         """Measure the probes that are due; return the loss if one of them came by it.
 
         Args:
-            theta: The iterate, shape ``[d]``.
+            here: Returns the iterate, shape ``[d]``, in the parameters' dtype.
             step_size: η of the last step.
             row: Gets the fields of the record that were measured.
             extras: Gets what is no field of the record, by probe.
@@ -60,7 +64,7 @@ class Measures:
             step=step,
             time=self._clock.time,
             step_size=step_size,
-            theta=theta.to(parts.watched.layout.dtype),
+            theta=here(),
             objective=parts.objective,
             curvature=parts.curvature,
             previous=self._spectrum,

@@ -158,16 +158,17 @@ class Minibatch(Follower):
             )
             self._steps = self.shadow.steps
 
-    def audit_at(self, theta: Tensor) -> float | None:
+    def audit_at(self) -> float | None:
         """Nothing: every step is compared as it comes."""
 
-    def measure(self, theta: Tensor, distance: float, lambda_max: float | None) -> dict[str, Any]:
+    def measure(self, distance: float, lambda_max: float | None) -> dict[str, Any]:
         """Return the fields of the record that the shadow gives where it stands."""
         shadow = self.shadow
         if shadow is None:
             return seen(0.0, distance, 0.0, None) if self._fresh else {}
         if not shadow.alive:
             return {}
+        theta = self._parts.watched.layout.current(self._parts.solver.dtype)
         discrepancy = norm(theta - shadow.theta)
         return seen(discrepancy, distance, shadow.error, shadow.loss)
 

@@ -133,6 +133,20 @@ class Objective:
         loss, grad = self.sandbox.gradient(theta, self._chunks, entered=entered)
         return self.mean(loss), self.averaged(grad)
 
+    def add_grad(self, out: Tensor, theta: Tensor | None, weight: float, purpose: str) -> float:
+        """Add ``weight``·∇f(θ) to ``out`` and return f(θ), one evaluation.
+
+        What :meth:`loss_and_grad` gives, but no gradient is stored beyond one parameter's at a
+        time; several ranks average whole ones. ``None`` for θ is where the model is.
+        """
+        if self.ranks is not None:
+            point = self.layout.current() if theta is None else theta
+            loss, grad = self.loss_and_grad(point, purpose)
+            out.add_(grad, alpha=weight)
+            return loss
+        self.ledger.grads[purpose] += 1
+        return self.sandbox.add_gradient(theta, self._chunks, out, weight)
+
     def grad_in(self, theta: Tensor, dtype: torch.dtype, purpose: str) -> Tensor:
         """Return ∇f(θ) as a loop under autocast of ``dtype`` computes it, shape ``[d]``."""
         self.ledger.grads[purpose] += 1
@@ -173,6 +187,10 @@ class Objective:
         twin._chunks = Chunks(data, self.sandbox.devices)
         twin._share = twin._part_of_all()
         return twin
+
+    def forget_initial(self) -> None:
+        """Let go of the gradient at the parameters the objective was built at."""
+        self.initial = self.initial[0], self.initial[1].new_empty(0)
 
     @property
     def sizes(self) -> list[int]:

@@ -14,10 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torch_gfshadow._blocks import dot_of
+from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import OverBudgetError
-from torch_gfshadow.flows.base import Flow, position
+from torch_gfshadow.flows.base import Flow, FlowWithMemory, position
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.solvers.base import (
+    Blended,
     Node,
     SelfGrading,
     SolverConfig,
@@ -26,6 +29,7 @@ from torch_gfshadow.solvers.base import (
     save_plain,
 )
 from torch_gfshadow.solvers.error_bar import ErrorBar
+from torch_gfshadow.solvers.low_bar import LowStorageBar
 from torch_gfshadow.status import Status
 
 _SHARE, _FLOOR = 0.3, 0.03
@@ -93,6 +97,34 @@ class FlowField:
         loss, grad = self.objective.loss_and_grad(point, self.purpose, entered=before)
         return self.remember(loss, theta, grad)
 
+    def add_to(self, out: Tensor, theta: Tensor, weight: float) -> None:
+        """Add ``weight``·F(θ) to ``out``, one gradient that is never stored as a whole."""
+        known = self._coefficients
+        if known is None:
+            out.add_(self(theta), alpha=weight)
+            return
+        self.objective.add_grad(out, theta, weight * known[0], self.purpose)
+        if known[1] != 0.0:
+            out.add_(theta, alpha=weight * known[1])
+
+    def write(self, out: Tensor, theta: Tensor) -> None:
+        """Set ``out`` to F(θ), and note loss and d(loss)/dt."""
+        known = self._coefficients
+        if known is None:
+            out.copy_(self(theta))
+            return
+        a, b = known
+        loss = self.objective.add_grad(out.zero_(), theta, a, self.purpose)
+        here = [(out, 1.0), (theta, b)] if b != 0.0 else [(out, 1.0)]
+        self.loss, self.loss_rate = loss, self.factor * dot_of([(out, 1.0)], here) / a
+        if b != 0.0:
+            out.add_(theta, alpha=b)
+
+    @property
+    def _coefficients(self) -> tuple[float, float] | None:
+        known: tuple[float, float] | None = getattr(self.flow, "coefficients", None)
+        return known if known is None else (self.factor * known[0], known[1])
+
     def remember(self, loss: float, state: Tensor, grad: Tensor) -> Tensor:
         """Return F from a gradient that is known, and note loss and d(loss)/dt."""
         out = self.flow.field(state, grad if self.factor == 1.0 else self.factor * grad)
@@ -129,7 +161,8 @@ class ShadowFlow:
         resolution: float | None,
     ) -> None:
         self._bind(objective, flow, config, resolution)
-        start = theta.to(config.dtype)
+        self._low = config.is_low(self._field, theta.numel())
+        start = theta.to(self._dtype)
         node = Node(time, start, self._field.remember(*_ordered(known, start)))
         self._losses = (self._loss_at(time),) * 2
         self._step_size = step_size if step_size > 0.0 else 1.0
@@ -138,7 +171,7 @@ class ShadowFlow:
         self._first_norm = float(torch.linalg.vector_norm(start))
         self._scale = self._local_scale(node)
         self._stepper: Stepper = config.start(self._field, node, 0.1 * self._step_size)
-        self._bar = ErrorBar(self._errors, node, self._narrow)
+        self._bar = self._new_bar(node)
         self._evals, self._steps_of_run = 0, 0
 
     @classmethod
@@ -197,15 +230,26 @@ class ShadowFlow:
             ValueError: If the state was saved by another solver; then nothing is changed.
         """
         device = self._field.objective.layout.device
-        like = torch.empty(0, dtype=self.config.dtype, device=device)
+        dim = saved["bar"]["error"].numel()
+        self._low = self.config.is_low(self._field, dim)
+        like = torch.empty(0, dtype=self._dtype, device=device)
         self._stepper = self.config.resume(self._field, saved["stepper"], like)
-        self._bar = ErrorBar(self._errors, self._stepper.right, self._narrow)
+        self._bar = self._new_bar(self._stepper.right)
         self._bar.load_state_dict(saved["bar"])
         load_plain(self, _PLAIN, saved)
         self.status = Status(saved["status"])
         before, now = (tuple(map(float, at)) for at in saved["losses"])
         self._losses = (before, now)  # type: ignore[assignment]
         self._field.loss, self._field.loss_rate = saved["last_loss"]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._narrow if self._low else self.config.dtype
+
+    def _new_bar(self, node: Node) -> ErrorBar:
+        if self._low:
+            return LowStorageBar(self._errors, node)
+        return ErrorBar(self._errors, node, self._narrow)
 
     @property
     def solver(self) -> str:
@@ -261,6 +305,14 @@ class ShadowFlow:
         """Return θ̃(time), shape ``[d]``, at a time reached by :meth:`advance`."""
         return self._stepper.interpolate(time)
 
+    def distance(self, layout: Layout, time: float) -> float:
+        """Return ‖θ − θ̃(time)‖₂ for the parameters as they are."""
+        flow, stepper = self._field.flow, self._stepper
+        if isinstance(stepper, Blended) and self._low and not isinstance(flow, FlowWithMemory):
+            return layout.distance([(v, -w) for v, w in stepper.blend(time)])
+        theta = layout.current(self.config.dtype)
+        return float(torch.linalg.vector_norm(theta - position(flow, self.state(time))))
+
     def loss(self, time: float) -> float:
         """Return f(θ̃(time)) from the losses and slopes at the solver's own nodes, O(h⁴)."""
         (t0, f0, r0), (t1, f1, r1) = self._losses
@@ -279,6 +331,11 @@ class ShadowFlow:
     def known_loss(self) -> tuple[Tensor, float]:
         """Return the newest node of the solver, shape ``[d]``, and f there."""
         return self._stepper.right.state, self._losses[1][1]
+
+    @property
+    def low_storage(self) -> bool:
+        """Whether the solution is kept in low storage."""
+        return self._low
 
     def observe(self, discrepancy: float) -> None:
         """Take in the discrepancy just measured: the scale that has to be resolved."""
@@ -303,6 +360,9 @@ class ShadowFlow:
         if tolerance is None:
             tolerance = self._tolerance()
         shortest, longest = self._limits(lambda_max)
+        if isinstance(self._bar, LowStorageBar) and isinstance(stepper, Blended):
+            stepper.release()
+            self._bar.catch_up(stepper.right)
         before = self._field.objective.ledger.grads["flow"]
         accepted = stepper.step(tolerance, shortest, longest, lambda_max)
         spent = self._field.objective.ledger.grads["flow"] - before
@@ -321,9 +381,12 @@ class ShadowFlow:
                     known = abs(lambda_max) if lambda_max is not None else self._curvature
                     curvature = 1.2 * known
                 h_lambda = min(stepper.stability, h * curvature)
-                self._bar.add(
-                    stepper.local_error, node, h_lambda, self._scale, stepper.ungraded, spent
-                )
+                if isinstance(self._bar, LowStorageBar) and isinstance(stepper, Blended):
+                    self._bar.add_terms(stepper.error_terms, node, h_lambda, self._scale, spent)
+                else:
+                    self._bar.add(
+                        stepper.local_error, node, h_lambda, self._scale, stepper.ungraded, spent
+                    )
             self._check(node)
         elif stepper.next_step < 1e-12 * max(self._step_size, time):
             finite = math.isfinite(self._field.loss)  # of the attempt; the last node always is
@@ -366,8 +429,12 @@ class ShadowFlow:
 
     def _local_scale(self, node: Node) -> float:
         """Return ½ηδ, the discrepancy that the run's first step will make, for one gradient."""
-        ahead = self._field(node.state + self._step_size * node.field)
-        defect = float(torch.linalg.vector_norm(ahead - node.field))
+        if self._low:
+            ahead = node.field.neg()
+            self._field.add_to(ahead, node.state.add(node.field, alpha=self._step_size), 1.0)
+        else:
+            ahead = self._field(node.state + self._step_size * node.field) - node.field
+        defect = float(torch.linalg.vector_norm(ahead))
         speed = float(torch.linalg.vector_norm(node.field))
         # curvature along the flow; the largest eigenvalue is some times that
         self._curvature = 4.0 * defect / max(self._step_size * speed, 1e-300)

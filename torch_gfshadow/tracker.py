@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torch_gfshadow._plain import load_attributes, saved_attributes
 from torch_gfshadow.alerts import Watch
+from torch_gfshadow.borrowed import BorrowedGradients
 from torch_gfshadow.clock import FlowClock, SparseSchedule, every, next_multiple
 from torch_gfshadow.follow import Follower
 from torch_gfshadow.measure import Measures
@@ -25,6 +26,7 @@ from torch_gfshadow.record import Record
 from torch_gfshadow.sampling import Sampler
 from torch_gfshadow.session import summarise
 from torch_gfshadow.shadow import ShadowFlow
+from torch_gfshadow.solvers import is_large
 from torch_gfshadow.status import Status
 from torch_gfshadow.used import UsedGradients, norm
 
@@ -53,14 +55,19 @@ class Tracker:
         self.paused = False
         self._losses = SparseSchedule(dense=100, ratio=1.05)
         self._measures = Measures(parts, self.clock)
-        self._used = UsedGradients()
+        self._lean = parts.settings.mode in ("reference", "passive") and is_large(
+            parts.solver, parts.watched.layout.dim
+        )
+        self._used = BorrowedGradients() if self._lean else UsedGradients()
         self._watch = Watch(parts.alerts) if parts.alerts is not None else None
         self._path = 0.0
         self._resumed = False
         self._silent_until = 0  # the last step that may need nothing, as far as is known
         # in the parameters' own dtype, which holds them exactly in half the space
-        self._origin = self._now().to(parts.watched.layout.dtype)
-        self._last_theta = self._origin
+        self._origin = parts.watched.layout.current()
+        # of the last record; None while the step to come begins there and will be read
+        self._last_theta: Tensor | None = self._origin
+        self._recorded = False
 
     @property
     def shadow(self) -> ShadowFlow | PiecewiseFlow | None:
@@ -73,9 +80,10 @@ class Tracker:
         """Start the shadow where the run stands, and make record 0."""
         self.follower.read_step_size()
         if self.sampler.begins(0):
-            self.follower.start(self._now())
+            self.follower.start(self._origin)
         self.parts.watched.mark()
         self.outlet.hold(self._record())
+        self._settle()
 
     def idle(self) -> bool:
         """Say whether the step to come needs nothing but to be counted: the cheapest question.
@@ -116,10 +124,13 @@ class Tracker:
         watched.look()
         self._silent_until = 0
         if self.paused:
+            if self._last_theta is None:
+                self._last_theta = watched.layout.current()
             self.follower.skip()
             self._used.skip()
         elif self.follower.needs_gradient or self.sampler.reads(step):
             self.follower.before(self._used.read(watched))
+            self._used.leave(watched)
         else:
             self._used.skip()
             self.follower.before(None)
@@ -129,6 +140,7 @@ class Tracker:
         """Advance the clock, bring the shadow along, and write a record if one is due."""
         step = self.clock.step + 1
         self.clock.tick(self.follower.step_size)
+        self._used.stepped(self.parts.watched)
         self.follower.after()
         settings, sampler = self.parts.settings, self.sampler
         ends, begins = sampler.ends(step), sampler.begins(step)
@@ -144,7 +156,23 @@ class Tracker:
                 self.resync()
         if every(step, settings.resync_every):
             self.resync()
+        self._settle()
         self.parts.watched.mark()
+
+    def _walked(self) -> None:
+        """Add the way from the last record to here, and let go of the point it began at."""
+        if self._last_theta is None:
+            self._path += self._used.step_length
+        else:
+            self._path += self.parts.watched.layout.distance([(self._last_theta, -1.0)])
+        self._last_theta, self._recorded = None, True
+
+    def _settle(self) -> None:
+        """Copy what the next step will change, now that the shadow's own vectors are gone."""
+        self._used.settle(self.parts.watched)
+        recorded, self._recorded = self._recorded, False
+        if recorded and not (self._lean and self.sampler.reads(self.clock.step + 1)):
+            self._last_theta = self.parts.watched.layout.current()
 
     def _silence(self, step: int) -> int:
         """Return the last step, from ``step`` on, that is certain to need nothing of us."""
@@ -177,6 +205,7 @@ class Tracker:
     def state_dict(self) -> dict[str, Any]:
         """Return all that the records to come depend on, as plain values."""
         parts = self.parts
+        self._settle()
         return {
             "clock": self.clock.state_dict(),
             "sampler": self.sampler.state_dict(),
@@ -218,34 +247,32 @@ class Tracker:
 
     def _record(self) -> Record:
         parts, step = self.parts, self.clock.step
-        theta = self._now()
-        distance = norm(theta - self._origin)
-        self._path += norm(theta - self._last_theta)
-        self._last_theta = theta.to(parts.watched.layout.dtype)
+        layout = parts.watched.layout
+        distance = layout.distance([(self._origin, -1.0)])
+        self._walked()
         row: dict[str, Any] = {"distance_from_init": distance}
         extras: dict[str, Any] = {}
         loss, grad = self._known_at_start() if step == 0 else (None, None)
-        grad = grad if grad is not None else self._used.now
-        row["grad_norm"] = norm(grad) if grad is not None else None
+        row["grad_norm"] = norm(grad) if grad is not None else self._used.norm
         row["local_defect"] = self._used.defect()
         extras["run"] = {"path_length": self._path, **self._used.secant()}
         self._used.compared()
         if not math.isfinite(distance):
             self.follower.note(Status.NON_FINITE, "The run's own parameters are not finite")
             return self._finished({**row, "distance_from_init": None}, extras, loss)
-        row.update(self.follower.measure(theta, distance, self._measures.lambda_max))
+        row.update(self.follower.measure(distance, self._measures.lambda_max))
         if parts.objective is not None:
-            loss_probed = self._probed(theta, row, extras)
+            loss_probed = self._probed(row, extras)
             loss = loss if loss is not None else loss_probed
-            audited = self.follower.audit_at(theta)
+            audited = self.follower.audit_at()
             loss = audited if audited is not None else loss
             if loss is None and self._losses.due(step):
-                loss = parts.objective.loss(theta, "loss")
+                loss = parts.objective.loss(self._now(), "loss")
         return self._finished(row, extras, loss)
 
     def _now(self) -> Tensor:
-        """Return the run's parameters, shape ``[d]``, in the dtype of the flow's state."""
-        return self.parts.watched.layout.current(self.parts.solver.dtype)
+        """Return the run's parameters, shape ``[d]``, as one new vector."""
+        return self.parts.watched.layout.current()
 
     def _finished(self, row: dict[str, Any], extras: dict[str, Any], loss: float | None) -> Record:
         parts, ledger = self.parts, self.parts.session.ledger
@@ -285,12 +312,12 @@ class Tracker:
         objective = self.parts.objective
         return objective.initial if objective is not None else (None, None)
 
-    def _probed(self, theta: Tensor, row: dict[str, Any], extras: dict[str, Any]) -> float | None:
+    def _probed(self, row: dict[str, Any], extras: dict[str, Any]) -> float | None:
         sampler, ledger = self.sampler, self.parts.session.ledger
         if not sampler.affords_probes():
             return None
         started = ledger.now()
-        known = self._measures.probe(theta, self.follower.step_size, row, extras)
+        known = self._measures.probe(self._now, self.follower.step_size, row, extras)
         if known is not None:
             sampler.probed(ledger.now() - started)
         return known

@@ -11,8 +11,6 @@ from torch import Tensor
 from torch_gfshadow._plain import load_attributes, saved_attributes
 from torch_gfshadow.watched import Watched
 
-_STATE = ("now", "before", "_at", "_moved")
-
 
 class UsedGradients:
     """The last two gradients the optimizer consumed and the parameters they were taken at.
@@ -24,11 +22,28 @@ class UsedGradients:
 
     def __init__(self) -> None:
         self.now: Tensor | None = None
+        self.step_length = 0.0
         self.before: Tensor | None = None
         self._at: Tensor | None = None
         self._moved: Tensor | None = None
 
-    def read(self, watched: Watched) -> Tensor:
+    state: tuple[str, ...] = ("now", "before", "_at", "_moved")
+
+    @property
+    def norm(self) -> float | None:
+        """Norm of the last gradient, if it was read."""
+        return None if self.now is None else norm(self.now)
+
+    def leave(self, watched: Watched) -> None:
+        """Nothing: the parameters were copied with the gradient."""
+
+    def stepped(self, watched: Watched) -> None:
+        """Nothing: the next gradient is read with the parameters it was taken at."""
+
+    def settle(self, watched: Watched) -> None:
+        """Nothing: gradients are copied when they are read."""
+
+    def read(self, watched: Watched) -> Tensor | None:
         """Take in the gradient the step is about to use."""
         self.before, self.now = self.now, watched.gradient()
         at, self._at = self._at, watched.layout.current()
@@ -45,11 +60,11 @@ class UsedGradients:
 
     def state_dict(self) -> dict[str, Any]:
         """Return both gradients and where they were taken."""
-        return saved_attributes(self, _STATE)
+        return saved_attributes(self, self.state)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
-        load_attributes(self, _STATE, saved)
+        load_attributes(self, self.state, saved)
 
     def defect(self) -> float | None:
         """Return δ = ‖g_k − g_{k−1}‖₂, the defect of the polygon, if both were read."""

@@ -127,6 +127,18 @@ class Watched:
             flat.div_(scale.to(flat.device) if isinstance(scale, Tensor) else scale)
         return flat
 
+    def gradients(self) -> list[Tensor] | None:
+        """Return the very tensors the step is about to use, one per parameter.
+
+        ``None`` where they are not plain (sparse, sharded, missing) or not yet unscaled.
+        """
+        grads = [p.grad for p in self.layout.params]
+        if getattr(self.optimizer, "grad_scale", None) is not None:
+            return None
+        plain = [g for g in grads if g is not None and type(g) is Tensor and not g.is_inference()]
+        plain = [g for g in plain if g.layout is torch.strided]
+        return plain if len(plain) == len(grads) else None
+
     def skips(self) -> bool:
         """Say whether the step will change nothing.
 

@@ -51,6 +51,15 @@ class GradientFlow:
             out *= self._ratio
         return out
 
+    @property
+    def coefficients(self) -> tuple[float, float] | None:
+        """(a, b) of F(θ) = a·∇f(θ) + b·θ; ``None`` if they differ between groups."""
+        if type(self) is not GradientFlow:
+            return None
+        if any(isinstance(c, Tensor) for c in (self._decay, self._sign, self._ratio)):
+            return None
+        return float(self._sign), -float(self._decay)
+
     def step_size(self, groups: ParamGroups) -> float:
         """Return the largest rate."""
         return max(self.rates(groups), default=0.0)

@@ -8,7 +8,7 @@ from torch_gfshadow.solvers.auto import Auto
 from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper
 from torch_gfshadow.solvers.embedded import Bosh3, Dopri5, Dopri8
 from torch_gfshadow.solvers.in_torchdiffeq import register_with_torchdiffeq
-from torch_gfshadow.solvers.rkc2 import RKC2
+from torch_gfshadow.solvers.low_storage import RKC2, is_large
 from torch_gfshadow.specs import SolverSpec
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "SolverConfig",
     "Stepper",
     "gfshadow_solvers",
+    "is_large",
     "register_with_torchdiffeq",
 ]
 

@@ -19,8 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from torch_gfshadow._blocks import Terms
 from torch_gfshadow.solvers.adams import AdamsStepper
 from torch_gfshadow.solvers.base import (
     AveragingField,
@@ -34,12 +36,11 @@ from torch_gfshadow.solvers.base import (
     save_plain,
 )
 from torch_gfshadow.solvers.embedded import EmbeddedStepper, dopri5
+from torch_gfshadow.solvers.low_storage import SMALL, LowStorageRKC2
 from torch_gfshadow.solvers.rkc2 import RKC2Stepper, predict
 from torch_gfshadow.solvers.roughness import is_rough
 from torch_gfshadow.solvers.spectral import SpectralRadius
 
-SMALL = 2_000_000
-"""Up to this many parameters the pair's 30 copies of them are nothing; beyond, RKC2 starts."""
 _WINDOW, _REJECTIONS = 12, 4
 _PAIR_COST, _PAIR_LIMIT = 6, 2.65
 """Evaluations of a dopri5 step, and the h·λ_max it keeps up without wasting steps (of 3.31)."""
@@ -52,18 +53,19 @@ _Smooth = EmbeddedStepper | RKC2Stepper
 class AutoStepper:
     """Delegates to the solver in use; ``name`` says which it is."""
 
-    def __init__(self, field: Field, node: Node, first_step: float) -> None:
+    def __init__(self, field: Field, node: Node, first_step: float, low: bool = False) -> None:
         self._field = field
-        self._spectral = SpectralRadius(field)
+        self._low = low
+        self._spectral = SpectralRadius(field, torch.bfloat16 if low else None)
         self._inner: _Smooth | AdamsStepper
         if isinstance(field, AveragingField) and field.kinked:
             # The pairs hardly see a single kink in a step, and few kinks look smooth when sampled:
             # on small networks their bar was 25 times too low. adams2 compares two solutions.
             self._inner = AdamsStepper(field, node, 4.0 * first_step)
-        elif node.state.numel() <= SMALL:
-            self._inner = dopri5(field, node, first_step)
+        elif low or node.field.numel() > SMALL:
+            self._inner = self._rkc2(node, first_step)
         else:
-            self._inner = RKC2Stepper(field, node, first_step, spectral=self._spectral)
+            self._inner = dopri5(field, node, first_step)
         self._outcomes: deque[bool] = deque(maxlen=_WINDOW)
         self._patience = 0
         self._stay, self._wasteful, self._returns = 0, 0, 0
@@ -104,6 +106,22 @@ class AutoStepper:
     def right(self) -> Node:
         """End of the last step."""
         return self._inner.right
+
+    def blend(self, time: float) -> Terms:
+        """Return the solution inside the last step as a sum."""
+        if isinstance(self._inner, LowStorageRKC2):
+            return self._inner.blend(time)
+        return [(self._inner.interpolate(time), 1.0)]
+
+    def release(self) -> None:
+        """Let go of the last step, if the solver in use can."""
+        if isinstance(self._inner, LowStorageRKC2):
+            self._inner.release()
+
+    @property
+    def error_terms(self) -> Terms | None:
+        """Local error of the last step as a sum."""
+        return self._inner.error_terms if isinstance(self._inner, LowStorageRKC2) else None
 
     @property
     def local_error(self) -> Tensor | None:
@@ -173,7 +191,7 @@ class AutoStepper:
         if inner["solver"] == AdamsStepper.name:
             self._inner = AdamsStepper(self._field, self.right, 1.0)
         elif inner["solver"] == RKC2Stepper.name:
-            self._inner = RKC2Stepper(self._field, self.right, 1.0, spectral=self._spectral)
+            self._inner = self._rkc2(self.right, 1.0)
         else:
             self._inner = dopri5(self._field, self.right, 1.0)
         self._inner.load_state_dict(inner)
@@ -203,7 +221,7 @@ class AutoStepper:
                 self._take_over(RKC2Stepper(self._field, node, h, left, self._spectral))
         elif self._may_be_rough and inner.left.time < inner.right.time:
             self._ask_for_kinks(inner, shortest)
-        elif inner.right.state.numel() <= SMALL:
+        elif not self._low and inner.right.field.numel() <= SMALL:
             per_time = inner.stages_at(inner.next_step) / inner.next_step
             pair = _PAIR_COST * (self._spectral.radius or 0.0) / _PAIR_LIMIT
             self._wasteful = self._wasteful + 1 if per_time > _RELUCTANT * pair else 0
@@ -212,6 +230,11 @@ class AutoStepper:
                 self._take_over(dopri5(self._field, node, h, left))
                 self._stay = _WINDOW * 2**self._returns
                 self._returns += 1
+
+    def _rkc2(self, node: Node, first_step: float) -> RKC2Stepper:
+        if self._low:
+            return LowStorageRKC2(self._field, node, first_step, self._spectral)
+        return RKC2Stepper(self._field, node, first_step, spectral=self._spectral)
 
     def _take_over(self, new: _Smooth | AdamsStepper) -> None:
         self._inner, self._wasteful = new, 0
@@ -232,8 +255,17 @@ class AutoStepper:
 
 @dataclass(frozen=True, kw_only=True)
 class Auto(SolverConfig):
-    """Dormand–Prince 5(4) or RKC2 on smooth fields, two-step Adams–Bashforth across kinks."""
+    """Dormand–Prince 5(4) or RKC2 on smooth fields, two-step Adams–Bashforth across kinks.
+
+    Beyond two million parameters RKC2 throughout, in low storage (:mod:`..low_storage`).
+    """
+
+    def is_low(self, field: Field, dim: int) -> bool:
+        """Say so of models beyond two million parameters without kinks."""
+        kinked = isinstance(field, AveragingField) and field.kinked
+        return dim > SMALL and isinstance(field, AveragingField) and not kinked
 
     def start(self, field: Field, node: Node, first_step: float) -> Stepper:
         """Return the live solver."""
-        return AutoStepper(field, node, first_step)
+        low = self.is_low(field, node.field.numel())
+        return AutoStepper(field, node, first_step, low)

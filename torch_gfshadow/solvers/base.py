@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from torch_gfshadow._blocks import Terms
+
 
 class Field(Protocol):
     """The right-hand side F of θ' = F(θ), autonomous; every call is one counted evaluation."""
@@ -38,6 +40,27 @@ class AveragingField(Field, Protocol):
         The stretch has its middle at ``theta`` and begins at ``entered``.
         """
         ...
+
+
+@runtime_checkable
+class AddingField(Field, Protocol):
+    """A right-hand side that adds to a vector in place, where F itself is never stored."""
+
+    def add_to(self, out: Tensor, theta: Tensor, weight: float) -> None:
+        """Add ``weight``·F(θ) to ``out``."""
+        ...
+
+    def write(self, out: Tensor, theta: Tensor) -> None:
+        """Set ``out`` to F(θ), and remember what :meth:`__call__` does."""
+        ...
+
+
+def add_field(field: Field, out: Tensor, theta: Tensor, weight: float) -> None:
+    """Add ``weight``·F(θ) to ``out``, in place where the field can."""
+    if isinstance(field, AddingField):
+        field.add_to(out, theta, weight)
+    else:
+        out.add_(field(theta), alpha=weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +178,24 @@ class Stepper(Protocol):
 
 
 @runtime_checkable
+class Blended(Protocol):
+    """A stepper that keeps the solution as a sum of vectors, and makes one of them when asked."""
+
+    def blend(self, time: float) -> Terms:
+        """Return the solution at ``time`` as a linear combination."""
+        ...
+
+    @property
+    def error_terms(self) -> Terms | None:
+        """Local error of the last step as a sum; ``None`` where there is none."""
+        ...
+
+    def release(self) -> None:
+        """Let go of the last step: from here to the end of the next one there is no output."""
+        ...
+
+
+@runtime_checkable
 class SelfGrading(Protocol):
     """A stepper that carries its own estimate of how far it is from the exact flow."""
 
@@ -200,6 +241,10 @@ class SolverConfig:
     def name(self) -> str:
         """Registered name."""
         return type(self).__name__.lower()
+
+    def is_low(self, field: Field, dim: int) -> bool:
+        """Say whether states of ``dim`` entries are kept in low storage (see ``low_storage``)."""
+        return False
 
     def start(self, field: Field, node: Node, first_step: float) -> Stepper:
         """Return a live stepper at ``node`` whose first attempt has size ``first_step``."""

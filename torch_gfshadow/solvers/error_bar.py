@@ -27,9 +27,9 @@ _CARRY_SHARE, _DECAYED = 0.25, 2.0
 _ROUGH_BLOCK = 48
 SAFETY = 2.4
 """The bar is ``SAFETY`` times the norm of ε: local error estimates are right to a factor."""
-_MAX_STAGES = 200
-_UNSTABLE = 1.25
-_MARGIN = 1.2
+MAX_STAGES = 200
+UNSTABLE = 1.25
+MARGIN = 1.2
 _ACROSS_KINKS = 10.0
 # attributes that are numbers, saved as they are
 _PLAIN = ["two_sided", "_start", "_now", "_h_lambda", "_steps", "_norm", "_recent", "_ungraded"]
@@ -133,7 +133,7 @@ class ErrorBar:
     def _is_due(self) -> bool:
         if self.two_sided:
             return self._steps >= _ROUGH_BLOCK
-        stages = stages_for(_MARGIN * self._h_lambda, STRONG)
+        stages = stages_for(MARGIN * self._h_lambda, STRONG)
         # sooner where errors have had the time to decay
         waited = self._steps >= BLOCK or (self._steps >= BLOCK // 4 and self._h_lambda >= _DECAYED)
         return waited and stages <= _CARRY_SHARE * self._evaluations
@@ -155,12 +155,12 @@ class ErrorBar:
             slope = error_field(self._error) if bool(self._error.any()) else forcing
             plain = float(torch.linalg.vector_norm(self._error))
             plain += float(torch.linalg.vector_norm(self._pending))
-            stages = min(stages_for(_MARGIN * self._h_lambda, STRONG), _MAX_STAGES)
+            stages = min(stages_for(MARGIN * self._h_lambda, STRONG), MAX_STAGES)
             carried = rkc_step(error_field, self._error, slope, span, stages, STRONG)
             size = float(torch.linalg.vector_norm(carried))
-            if not size <= _UNSTABLE * plain and stages < _MAX_STAGES:
+            if not size <= UNSTABLE * plain and stages < MAX_STAGES:
                 # growth, or λ_max was underrated: only more stages can tell
-                stages = min(2 * stages, _MAX_STAGES)
+                stages = min(2 * stages, MAX_STAGES)
                 carried = rkc_step(error_field, self._error, slope, span, stages, STRONG)
                 size = float(torch.linalg.vector_norm(carried))
             if math.isfinite(size):

@@ -97,14 +97,56 @@ def rkc_increment(
     Returns:
         The increment, second order for any s; bounded for real hλ ∈ [−β(s), 0].
     """
+
+    def add(current: Tensor, out: Tensor, weight: float) -> None:
+        out.add_(field(state + current), alpha=weight)
+
+    return rkc_increment_by(add, slope, h, s, damping)[0]
+
+
+def rkc_increment_by(
+    add: Callable[[Tensor, Tensor, float], None],
+    slope: Tensor,
+    h: float,
+    s: int,
+    damping: float = DAMPING,
+) -> tuple[Tensor, Tensor]:
+    """Return what :func:`rkc_increment` does, and a vector that may be overwritten.
+
+    ``add(z, out, w)`` adds w·F(y_n + z) to ``out``, so that no stage need be stored. Beside
+    ``slope`` there are two vectors, and what ``add`` needs.
+    """
     mu, nu, mu_t, gamma_t = coefficients(s, damping)
     before, current = torch.zeros_like(slope), slope * (mu_t[1] * h)
     for j in range(2, s + 1):
-        stage = field(state + current)
         before.mul_(nu[j]).add_(current, alpha=mu[j])
-        before.add_(stage, alpha=mu_t[j] * h).add_(slope, alpha=gamma_t[j] * h)
+        add(current, before, mu_t[j] * h)
+        before.add_(slope, alpha=gamma_t[j] * h)
         before, current = current, before
-    return current
+    return current, before
+
+
+@functools.lru_cache(maxsize=256)
+def first_order(s: int, damping: float) -> tuple[list[float], list[float], list[float]]:
+    """Return (μ, ν, μ̃), each indexed 0…s, of the s-stage method of order one.
+
+    Its stability polynomial T_s(w₀ + w₁z)/T_s(w₀) needs nothing of the first slope, a vector less.
+
+    Source: van der Houwen & Sommeijer, Z. Angew. Math. Mech. 60 (1980).
+    """
+    w0 = 1.0 + damping / s**2
+    value, slope = [1.0, w0], [0.0, 1.0]
+    for j in range(2, s + 1):
+        value.append(2 * w0 * value[j - 1] - value[j - 2])
+        slope.append(2 * value[j - 1] + 2 * w0 * slope[j - 1] - slope[j - 2])
+    w1 = value[s] / slope[s]
+    mu, nu, mu_t = ([0.0] * (s + 1) for _ in range(3))
+    mu_t[1] = w1 / w0
+    for j in range(2, s + 1):
+        mu[j] = 2 * w0 * value[j - 1] / value[j]
+        nu[j] = -value[j - 2] / value[j]
+        mu_t[j] = 2 * w1 * value[j - 1] / value[j]
+    return mu, nu, mu_t
 
 
 def rkc_step(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +22,6 @@ from torch import Tensor
 from torch_gfshadow.solvers.base import (
     Field,
     Node,
-    SolverConfig,
-    Stepper,
     check_saved,
     hermite,
     load_plain,
@@ -62,6 +59,12 @@ def predict(left: Node, right: Node, bound: float, tolerance: float) -> tuple[fl
     return step, stages / step
 
 
+def error_scale(stages: int) -> float:
+    """Return the local error over increment minus trapezoidal rule, to leading order."""
+    cubic = cubic_term(stages)
+    return (1.0 / 6.0 - cubic) / (0.25 - cubic)
+
+
 class RKC2Stepper:
     """RKC2 with step and stage control.
 
@@ -87,6 +90,7 @@ class RKC2Stepper:
         self.local_error: Tensor | None = None
         self.next_step = first_step
         self.stages = 2
+        self._trial: tuple[Node, Tensor] | None = None
         self.spectral = spectral or SpectralRadius(field)
         self._field = field
         self._last_step, self._last_ratio = 0.0, 0.0
@@ -116,25 +120,37 @@ class RKC2Stepper:
         if h * bound > _LONGEST:
             h = _LONGEST / bound
         stages = stages_for(h * bound)
-        increment = rkc_increment(self._field, node.state, node.field, h, stages)
-        state = node.state + increment
-        slope = self._field(state)
+        ratio = self._attempt(h, stages) / tolerance
         self.spectral.spend(stages)
-        error = increment.sub_(node.field, alpha=0.5 * h).sub_(slope, alpha=0.5 * h)
-        cubic = cubic_term(stages)
-        error.mul_((1.0 / 6.0 - cubic) / (0.25 - cubic))
-        ratio = float(torch.linalg.vector_norm(error)) / tolerance
         if not ratio <= 1.0:
-            self.local_error = None
+            self._reject()
             self._last_step = 0.0
             factor = _SAFETY / math.cbrt(ratio) if math.isfinite(ratio) else _SHRINK
             self.next_step = h * max(factor, _SHRINK)
             self.spectral.distrust()
             return False
-        self.left, self.right = node, Node(node.time + h, state, slope)
-        self.local_error, self.stages = error, stages
+        self._accept(h)
+        self.stages = stages
         self.next_step = h * self._growth(h, max(ratio, 1e-12))
         return True
+
+    def _attempt(self, h: float, stages: int) -> float:
+        """Take a step on trial; return the norm of its local error."""
+        node = self.right
+        increment = rkc_increment(self._field, node.state, node.field, h, stages)
+        state = node.state + increment
+        slope = self._field(state)
+        error = increment.sub_(node.field, alpha=0.5 * h).sub_(slope, alpha=0.5 * h)
+        error.mul_(error_scale(stages))
+        self._trial = Node(node.time + h, state, slope), error
+        return float(torch.linalg.vector_norm(error))
+
+    def _accept(self, h: float) -> None:
+        assert self._trial is not None
+        self.left, (self.right, self.local_error), self._trial = self.right, self._trial, None
+
+    def _reject(self) -> None:
+        self.local_error = self._trial = None
 
     def stages_at(self, h: float) -> int:
         """Return what a step of size ``h`` costs in evaluations."""
@@ -176,17 +192,3 @@ class RKC2Stepper:
             factor = 1.0  # just after a rejection
         self._last_step, self._last_ratio = h, ratio
         return min(max(factor, _SHRINK), _GROW)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RKC2(SolverConfig):
-    """Runge–Kutta–Chebyshev of order two: evaluations grow like √(h·λ_max), for stiff flows.
-
-    The field's Jacobian must have a real spectrum, as gradient flows have.
-
-    Source: Sommeijer, Shampine & Verwer, J. Comput. Appl. Math. 88 (1998).
-    """
-
-    def start(self, field: Field, node: Node, first_step: float) -> Stepper:
-        """Return the live method."""
-        return RKC2Stepper(field, node, first_step)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_gfshadow.solvers.base import Field, Node, load_plain, save_plain
+from torch_gfshadow.solvers.base import Field, Node, add_field, load_plain, save_plain
 
 MARGIN = 1.2
 """What is asked of the stability interval beyond the eigenvalue found."""
@@ -32,14 +32,16 @@ class SpectralRadius:
 
     Args:
         field: Right-hand side F.
+        kept: Dtype the vector is kept in between measurements; it is only where the next one
+            starts. ``None`` for the state's.
 
     Attributes:
         radius: Largest |eigenvalue| last found; ``None`` before the first measurement.
     """
 
-    def __init__(self, field: Field) -> None:
+    def __init__(self, field: Field, kept: torch.dtype | None = None) -> None:
         self.radius: float | None = None
-        self._field = field
+        self._field, self._kept = field, kept
         self._vector: Tensor | None = None
         self._age = 0
         self._hint: float | None = None
@@ -69,15 +71,17 @@ class SpectralRadius:
         """Measure at ``node`` if there is no estimate yet or it is out of date."""
         if self.radius is not None and self._age < _LIFE:
             return
-        start = self._vector if self._vector is not None else _mixed(node.field)
+        cold = self._vector is None
+        start = _mixed(node.field) if self._vector is None else self._vector.to(node.field)
         norm = float(torch.linalg.vector_norm(start))
         if not norm > 0.0:
             self.radius, self._age = self.radius or 0.0, 0
             return
         size = 1e-4 * max(float(torch.linalg.vector_norm(node.state)), 1e-3)
         known, found, vector = self.radius, 0.0, start
-        for turn in range(_COLD if self._vector is None else _WARM):
-            difference = self._field(node.state + vector * (size / norm)).sub_(node.field)
+        del start  # a vector less while the field is evaluated
+        for turn in range(_COLD if cold else _WARM):
+            difference = self._difference(node, vector, size / norm)
             norm = float(torch.linalg.vector_norm(difference))
             last, found = found, norm / size
             if not (math.isfinite(found) and norm > 0.0):
@@ -92,8 +96,16 @@ class SpectralRadius:
             if close:
                 break
         if math.isfinite(found):
-            self.radius, self._vector = found, vector
+            self.radius, self._vector = found, vector.to(self._kept or vector.dtype)
         self._age = 0
+
+    def _difference(self, node: Node, vector: Tensor, scale: float) -> Tensor:
+        """Return F(θ̃ + scale·v) − F(θ̃)."""
+        if self._kept is None:
+            return self._field(node.state + vector * scale).sub_(node.field)
+        out = node.field.neg()
+        add_field(self._field, out, node.state.add_(vector, alpha=scale), 1.0)
+        return out
 
     def state_dict(self) -> dict[str, Any]:
         """Return the estimate and the vector it goes on from."""
@@ -103,7 +115,8 @@ class SpectralRadius:
         """Go on from a saved state, on the device and in the dtype of ``like``."""
         load_plain(self, _PLAIN, saved)
         vector = saved["vector"]
-        self._vector = None if vector is None else vector.to(like)
+        kept = self._kept or like.dtype
+        self._vector = None if vector is None else vector.to(like.device, kept)
 
 
 def _mixed(field: Tensor) -> Tensor:
