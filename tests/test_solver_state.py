@@ -14,7 +14,12 @@ from torch_gfshadow.solvers.base import Node
 from torch_gfshadow.solvers.error_bar import ErrorBar
 
 CONFIGS = {"bosh3": Bosh3(), "dopri5": Dopri5(), "dopri8": Dopri8(), "adams2": Adams2()}
-CONFIGS |= {"rkc2": RKC2(), "auto": Auto(), "auto float32": Auto(dtype=torch.float32)}
+CONFIGS |= {
+    "rkc2 low": RKC2(storage="low"),
+    "rkc2": RKC2(),
+    "auto": Auto(),
+    "auto float32": Auto(dtype=torch.float32),
+}
 
 
 def through_disk(state):

@@ -103,6 +103,7 @@ class FlowField:
         if known is None:
             out.add_(self(theta), alpha=weight)
             return
+        self.objective.ledger.charge()
         self.objective.add_grad(out, theta, weight * known[0], self.purpose)
         if known[1] != 0.0:
             out.add_(theta, alpha=weight * known[1])
@@ -114,6 +115,7 @@ class FlowField:
             out.copy_(self(theta))
             return
         a, b = known
+        self.objective.ledger.charge()
         loss = self.objective.add_grad(out.zero_(), theta, a, self.purpose)
         here = [(out, 1.0), (theta, b)] if b != 0.0 else [(out, 1.0)]
         self.loss, self.loss_rate = loss, self.factor * dot_of([(out, 1.0)], here) / a
@@ -431,7 +433,7 @@ class ShadowFlow:
         """Return ½ηδ, the discrepancy that the run's first step will make, for one gradient."""
         if self._low:
             ahead = node.field.neg()
-            self._field.add_to(ahead, node.state.add(node.field, alpha=self._step_size), 1.0)
+            self._field.add_to(ahead, node.shifted(node.field, self._step_size), 1.0)
         else:
             ahead = self._field(node.state + self._step_size * node.field) - node.field
         defect = float(torch.linalg.vector_norm(ahead))

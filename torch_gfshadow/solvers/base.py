@@ -71,6 +71,10 @@ class Node:
     state: Tensor
     field: Tensor
 
+    def shifted(self, offset: Tensor, scale: float) -> Tensor:
+        """Return θ̃ + scale·offset, a new vector."""
+        return torch.add(self.state, offset, alpha=scale)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the node as tensors and numbers."""
         return {"time": self.time, "state": self.state, "field": self.field}

@@ -78,7 +78,7 @@ class LowStorageBar(ErrorBar):
 
         def add_slope(out: Tensor, error: Tensor, weight: float) -> None:
             share = weight / scale
-            add_field(self._field, out, node.state.add_(error, alpha=scale), share)
+            add_field(self._field, out, node.shifted(error, scale), share)
             out.add_(node.field, alpha=-share).add_(self._pending, alpha=weight / span)
 
         before = self._error.to(node.field.dtype)

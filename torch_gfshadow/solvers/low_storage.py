@@ -63,6 +63,10 @@ class Displaced(Node):
         """θ̃, a new vector."""
         return self.base + self.moved
 
+    def shifted(self, offset: Tensor, scale: float) -> Tensor:
+        """Return θ̃ + scale·offset, and make no other vector."""
+        return torch.add(self.base, self.moved).add_(offset, alpha=scale)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the node as tensors and numbers."""
         base = {"time": self.time, "state": self.base, "field": self.field}
@@ -126,7 +130,7 @@ class LowStorageRKC2(RKC2Stepper):
         return error_scale(stages) * length_of(terms)
 
     def _point(self, increment: Tensor) -> Tensor:
-        return torch.add(self._base, self._moved).add_(increment)
+        return self.right.shifted(increment, 1.0)
 
     def _accept(self, h: float) -> None:
         assert self._attempted is not None

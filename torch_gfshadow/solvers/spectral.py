@@ -104,7 +104,7 @@ class SpectralRadius:
         if self._kept is None:
             return self._field(node.state + vector * scale).sub_(node.field)
         out = node.field.neg()
-        add_field(self._field, out, node.state.add_(vector, alpha=scale), 1.0)
+        add_field(self._field, out, node.shifted(vector, scale), 1.0)
         return out
 
     def state_dict(self) -> dict[str, Any]:
