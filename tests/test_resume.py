@@ -110,6 +110,59 @@ def test_whatever_the_model_and_the_options(make, options):
     assert same_records(whole.records, again.records)
 
 
+WITH_MEMORY = {
+    "adam": (torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.1}, "auto"),
+    "rmsprop": (torch.optim.RMSprop, {"lr": 0.002}, "auto"),
+    "momentum": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.8}, "auto"),
+    "heavy_ball": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.8, "nesterov": True}, "heavy_ball"),
+}
+
+
+@pytest.mark.parametrize("mode", ["reference", "batch", "local"])
+@pytest.mark.parametrize("name", WITH_MEMORY)
+@pytest.mark.parametrize("at", [0, 3, 7])  # 3: the rate changes between step 3 and step 4
+def test_flows_with_memory_and_a_rate_that_changes(name, mode, at):
+    cls, settings, flow = WITH_MEMORY[name]
+    steps = 9
+    x, y = data()
+
+    def made(state=None):
+        seed()
+        model = mlp()
+        optimizer = cls(model.parameters(), **settings)
+        rates = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
+        if state is not None:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            rates.load_state_dict(state["rates"])
+        given = {"data": (x, y)} if mode == "reference" else {}
+        options = {"probes": (), "flow": flow, "mode": mode, "on_error": "raise"} | given
+        shadow = gfs.attach(optimizer, model, loss_of, **options)
+        if state is not None:
+            shadow.load_state_dict(state["shadow"])
+        return model, optimizer, rates, shadow
+
+    def walk(model, optimizer, rates, shadow, count):
+        for _ in range(count):
+            batch = shadow.observe((x, y))
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+            rates.step()
+        return shadow
+
+    whole = walk(*made(), steps)
+    parts = made()
+    walk(*parts, at)
+    keys = ("model", "optimizer", "rates", "shadow")
+    file = io.BytesIO()
+    torch.save({k: part.state_dict() for k, part in zip(keys, parts, strict=True)}, file)
+    file.seek(0)
+    again = walk(*made(torch.load(file, weights_only=True)), steps - at)
+    assert whole.records[-1].discrepancy > 0
+    assert same_records(whole.records, again.records)
+
+
 TUBES = {
     "square": (lambda h, y: 0.5 * (h - y).square().sum(1).mean(), lambda x: x[:, :2] - x[:, 2:]),
     "cross-entropy": (nn.functional.cross_entropy, lambda x: (x[:, 0] > 0).long()),

@@ -128,6 +128,8 @@ class Watch:
         self, kind: str, record: Record, value: float | None, limit: float | None, cause: str
     ) -> Alert:
         sentence = _SENTENCES[cause]
+        if kind == "edge" and value is not None and value <= 2.0:
+            sentence = "η·λ_max nears 2, beyond which gradient descent oscillates"
         return Alert(
             kind=kind, step=record.step, value=value, limit=limit, cause=cause, sentence=sentence
         )

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_gfshadow._data import map_tensors
+from torch_gfshadow._plain import load_state, state_of
 from torch_gfshadow.audit import Audit, compare, compare_parts
 from torch_gfshadow.clock import FlowClock, SparseSchedule
 from torch_gfshadow.errors import FlowError
@@ -142,8 +144,9 @@ class Follower:
         return self.audit
 
     def known_loss(self) -> tuple[Tensor, float] | None:
-        """Return a point of the flow and the loss that was found there."""
-        return None if self.shadow is None else self.shadow.known_loss()
+        """Return a point of the flow, shape ``[d]``, and the loss that was found there."""
+        known, flow = None if self.shadow is None else self.shadow.known_loss(), self._parts.flow
+        return (position(flow, known[0]), known[1]) if known and flow is not None else known
 
     def note(self, status: Status, detail: str) -> None:
         """Remember what happened, for the status of the next record."""
@@ -278,6 +281,7 @@ class Follower:
             "audits": self._audits.next,
             "halves": [_HALVES.index(dtype) for dtype in self._halves],
             "noted": [(status.value, detail) for status, detail in self._noted],
+            "flow": None if self._parts.flow is None else state_of(self._parts.flow),
             "shadow": None if self.shadow is None else self.shadow.state_dict(),
         }
 
@@ -290,9 +294,14 @@ class Follower:
         self._halves = tuple(_HALVES[i] for i in saved["halves"])
         self._noted = [(Status(status), detail) for status, detail in saved["noted"]]
         self.shadow = None
+        if parts.flow is not None and saved.get("flow") is not None:
+            # as it was: hyperparameters that changed since are for the next step to see
+            device = parts.watched.layout.device
+            load_state(parts.flow, map_tensors(lambda t: t.to(device), saved["flow"]))
+        elif parts.flow is not None:
+            parts.flow.configure(parts.watched.groups, parts.watched.layout)
         if saved["shadow"] is None or parts.flow is None or parts.objective is None:
             return
-        parts.flow.configure(parts.watched.groups, parts.watched.layout)
         self.shadow = ShadowFlow.resumed(
             parts.objective,
             parts.flow,

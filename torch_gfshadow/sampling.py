@@ -45,7 +45,7 @@ class Sampler:
         self._agree = agree
         self.active = False
         self._settings, self._ledger = settings, ledger
-        self._started = ledger.now()
+        self._started = ledger.now() - ledger.seconds  # the checks at attach are ours, too
         self._begun = self._end = 0
         self._ended = 0.0, 0
         self._opened = 0.0

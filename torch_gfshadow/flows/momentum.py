@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -96,6 +99,17 @@ class HeavyBall:
     def position(self, state: Tensor) -> Tensor:
         """Return θ of (θ, p)."""
         return state.chunk(2)[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was last read from the optimizer."""
+        mine = {"rate": self._rate, "mu": self._mu, "nesterov": self._nesterov}
+        return mine | {"gradient": dict(vars(self._gradient))}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Be as :meth:`state_dict` found it."""
+        self._rate, self._mu = saved["rate"], saved["mu"]
+        self._nesterov = saved["nesterov"]
+        vars(self._gradient).update(saved["gradient"])
 
     def turned(self, state: Tensor, before: HeavyBall) -> Tensor:
         """Return the state after lr changed: the velocity goes on, the mass does not."""
