@@ -3,7 +3,10 @@
 Two loops of the same make run in turn, one with the shadow attached and one without. Only
 ``optimizer.step()`` is timed, each time right after the backward pass of its own loop, when the
 processor's caches hold nothing of ours: forward and backward passes scatter by more than what is
-measured. Which loop goes first alternates. The control is the same with no shadow in either.
+measured. Which loop goes first alternates. The control is the same with no shadow in either. Warm
+is step after step without passes between them; these differences depend less on who else computes
+on the machine. Of ResNet-18, whose step alone scatters by more than a millisecond, the hooks are
+timed by themselves, before and after the step of their own loop.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,8 +71,71 @@ LOOPS = {
     "with data, `every` far": Loop(),
     "passive, `every` far": Loop(mode="passive"),
     "with data, Adam, a group per tensor": Loop(_adam),
-    "with data, ResNet-18, 62 tensors": Loop(residual=True),
+    "with data, ResNet-18, 62 tensors (hooks alone)": Loop(residual=True),
 }
+
+
+@dataclass
+class Times:
+    """Seconds: of both passes and of a bare step; what the shadow added, cold and warm."""
+
+    passes: list[float]
+    bare: list[float]
+    added: list[float]
+    warm: list[float]
+
+
+def _pairs(
+    models: list[nn.Module],
+    optimizers: list[torch.optim.Optimizer],
+    loss: Callable[..., torch.Tensor],
+    batch: Batch,
+    rounds: int,
+) -> Times:
+    """Time the steps of two loops that run in turn, the second with the shadow."""
+    times, turns = Times([], [], [], []), {0: (0, 1), 1: (1, 0)}
+    for turn in range(rounds):
+        took = [0.0, 0.0]
+        for which in turns[turn % 2]:
+            times.passes.append(seconds(partial(_backward, models[which], loss, batch)))
+            took[which] = seconds(optimizers[which].step)
+        times.bare.append(took[0])
+        times.added.append(took[1] - took[0])
+    for _ in range(rounds):
+        took = [seconds(optimizer.step) for optimizer in optimizers]
+        times.warm.append(took[1] - took[0])
+    return times
+
+
+def _hooks_alone(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[..., torch.Tensor],
+    batch: Batch,
+    rounds: int,
+) -> Times:
+    """Time what torch calls before and after the step of one loop, apart from the step."""
+    step: Any = type(optimizer).step
+    before = partial(_call, optimizer, "_optimizer_step_pre_hooks")
+    after = partial(_call, optimizer, "_optimizer_step_post_hooks")
+    times = Times([], [], [], [])
+    for _ in range(rounds):
+        times.passes.append(seconds(partial(_backward, model, loss, batch)))
+        took = seconds(before)
+        times.bare.append(seconds(partial(step.__wrapped__, optimizer)))
+        times.added.append(took + seconds(after))
+    times.warm = [seconds(before) + seconds(after) for _ in range(rounds)]
+    return times
+
+
+def _backward(model: nn.Module, loss: Callable[..., torch.Tensor], batch: Batch) -> None:
+    model.zero_grad()
+    torch.autograd.backward(loss(model, batch))
+
+
+def _call(optimizer: torch.optim.Optimizer, hooks: str) -> None:
+    for hook in getattr(optimizer, hooks).values():
+        hook(optimizer, (optimizer,), {})
 
 
 def measure(label: str, size: str) -> list[object]:
@@ -76,40 +143,33 @@ def measure(label: str, size: str) -> list[object]:
     loop, case, rounds = LOOPS[label], CASES["linear"], ROUNDS[size]
     loss, batch = case.loss, batch_of(digits(_DIGITS[size]), torch.float32)
     models: list[nn.Module] = [case.model(torch.float32) for _ in range(2)]
-    if loop.residual:
-        pair = [resnet18(), resnet18()]
-        models = [network for network in pair if network is not None]
+    network = resnet18() if loop.residual else None
+    if network is not None:
         draw = torch.Generator().manual_seed(0)
         batch = torch.randn(2, 3, 32, 32, generator=draw), torch.arange(2)
-        loss, rounds = cross_entropy, max(5, rounds // 10)
+        models, loss, rounds = [network], cross_entropy, max(5, rounds // 10)
     optimizers = [loop.optimizer(model) for model in models]
-    shadow = loop.attach(optimizers[1], models[1], loss, batch)
+    shadow = loop.attach(optimizers[-1], models[-1], loss, batch)
     before = shadow.summary() if shadow is not None else None
-    steps: tuple[list[float], list[float]] = [], []
-    passes: list[float] = []
-    for turn in range(rounds + 3):  # steps 1 and 2 are due, the others warm up
-        for which in (0, 1) if turn % 2 else (1, 0):
-            model, optimizer = models[which], optimizers[which]
-
-            def backward(
-                model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer
-            ) -> None:
-                optimizer.zero_grad()
-                torch.autograd.backward(loss(model, batch))
-
-            passes.append(seconds(backward))
-            steps[which].append(seconds(optimizer.step))
-    bare, shadowed = (times[3:] for times in steps)
-    differences = sorted(b - a for a, b in zip(bare, shadowed, strict=True))
-    low, added, high = statistics.quantiles(differences, n=4)
-    error = 1.2 * (high - low) / 1.35 / len(differences) ** 0.5  # of a median, if normal
-    step = statistics.median(passes) + statistics.median(bare)
+    for _ in range(3):  # steps 1 and 2 are due
+        for model, optimizer in zip(models, optimizers, strict=True):
+            _backward(model, loss, batch)
+            optimizer.step()
+    if network is not None:
+        times = _hooks_alone(network, optimizers[0], loss, batch, rounds)
+    else:
+        times = _pairs(models, optimizers, loss, batch, rounds)
+    low, added, high = statistics.quantiles(times.added, n=4)
+    error = 1.2 * (high - low) / 1.35 / len(times.added) ** 0.5  # of a median, if normal
+    step = statistics.median(times.passes) + statistics.median(times.bare)
     gradients = 0
     if shadow is not None and before is not None:
         spent = shadow.summary()["by_purpose"]["grads"]
         gradients = sum(spent.values()) - sum(before["by_purpose"]["grads"].values())
         shadow.detach()
-    return [label, added * 1e6, error * 1e6, f"{added / step:.2%}", step * 1e3, gradients]
+    warm = statistics.median(times.warm)
+    share = f"{added / step:.2%}"
+    return [label, added * 1e6, error * 1e6, share, warm * 1e6, step * 1e3, gradients]
 
 
 def tables(size: str) -> list[Table]:
@@ -119,7 +179,7 @@ def tables(size: str) -> list[Table]:
         for label, loop in LOOPS.items()
         if not loop.residual or (size != "tiny" and resnet18() is not None)
     ]
-    heads = ["shadow", "µs added per step", "±", "of a step", "ms of a bare step"]
+    heads = ["shadow", "µs added per step", "±", "of a step", "warm, µs", "ms of a bare step"]
     note = (
         "The demo's linear network with plain SGD where nothing else is said; "
         f"{ROUNDS[size]} pairs of steps (ResNet-18: a tenth), medians of differences with their "

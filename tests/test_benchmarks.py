@@ -123,7 +123,7 @@ def test_records_are_counted():
 
 def test_an_idle_shadow_evaluates_nothing():
     for row in idle.tables("tiny")[0].rows:
-        assert row[5] == 0
+        assert row[6] == 0
         assert abs(row[1]) < 10_000
 
 
