@@ -17,6 +17,7 @@ from torch_gfshadow._plain import load_state, state_of
 from torch_gfshadow.audit import Audit, compare, compare_parts
 from torch_gfshadow.clock import FlowClock, SparseSchedule
 from torch_gfshadow.errors import FlowError
+from torch_gfshadow.factors import Factors
 from torch_gfshadow.flows.base import FlowWithMemory, lifted, position
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.parts import Parts
@@ -51,6 +52,7 @@ class Follower:
         self._audits = SparseSchedule(dense=0, ratio=2.0)
         self._halves: tuple[torch.dtype, ...] = _HALVES
         self._noted: list[tuple[Status, str]] = []
+        self._factors = Factors()
         self._parts, self._clock = parts, clock
 
     @property
@@ -62,12 +64,13 @@ class Follower:
     @property
     def needs_gradient(self) -> bool:
         """Whether the gradient of the step to come must be read, record or not."""
-        return self._own is not None or self._audits_next
+        factors = self.shadow is not None and self._factors.audits
+        return self._own is not None or self._audits_next or factors
 
     @property
     def idle(self) -> bool:
         """Whether the step to come may pass without :meth:`before` and :meth:`after`."""
-        return self._own is None and not self._audits_next
+        return not self.needs_gradient
 
     def start(self, theta: Tensor) -> None:
         """Start where the run stands, from what the objective's own checks found there."""
@@ -80,7 +83,7 @@ class Follower:
     def before(self, used: Tensor | None) -> None:
         """Look at the step to come; ``used`` is its gradient, ``None`` where that is borrowed."""
         objective = self._parts.objective
-        if self._audits_next and objective is not None:
+        if self._own is None and self.needs_gradient and objective is not None:
             layout, self._audits_next = self._parts.watched.layout, False
             wide = torch.promote_types(layout.dtype, torch.float32)
             self._own = torch.zeros(layout.dim, dtype=wide, device=layout.device)
@@ -88,6 +91,8 @@ class Follower:
         own, self._own = self._own, None
         if own is not None:
             self._compare(own, used)
+            folds = bool(getattr(self._parts.flow, "paced_by_gradient", False))
+            self.step_size *= self._factors.taken(self.audit, self._clock.step, folds=folds)
         if objective is not None and self.shadow is not None and self.shadow.low_storage:
             objective.forget_initial()
 
@@ -199,6 +204,7 @@ class Follower:
         if parts.flow is None or parts.objective is None:
             return
         parts.flow.configure(parts.watched.groups, parts.watched.layout)
+        self._factors.begin(self._clock.step)
         watched, self.since = parts.watched, self._clock.time
         if isinstance(parts.flow, FlowWithMemory):
             theta = theta.to(parts.solver.dtype)
@@ -244,6 +250,7 @@ class Follower:
 
     def skip(self) -> None:
         """Let a step pass without looking."""
+        self._own = None
 
     def observe(self, batch: Any, weight: float) -> None:
         """Ignore a batch: the full objective knows its data."""
@@ -253,8 +260,10 @@ class Follower:
         objective = self._parts.objective
         if objective is not None and self._parts.flow is not None:
             theta = self._parts.watched.layout.current()
-            self.begin(theta, objective.loss_and_grad(theta, "setup"))
-        self._own = None
+            known = objective.loss_and_grad(theta, "setup")
+            self.begin(theta, known)
+            kept = self.shadow is not None and not self.shadow.low_storage
+            self._own = known[1] if kept and self._parts.settings.audit else None
 
     def measure(self, distance: float, lambda_max: float | None) -> dict[str, Any]:
         """Bring the shadow to the run's clock; return the fields of the record it gives.
@@ -277,6 +286,7 @@ class Follower:
             "since": self.since,
             "audit": dataclasses.asdict(self.audit),
             "own": self._own,
+            "factors": self._factors.state_dict(),
             "audits_next": self._audits_next,
             "audits": self._audits.next,
             "halves": [_HALVES.index(dtype) for dtype in self._halves],
@@ -290,6 +300,7 @@ class Follower:
         parts = self._parts
         self.step_size, self._own = saved["step_size"], saved["own"]
         self.since, self._audits_next = saved["since"], saved["audits_next"]
+        self._factors.load_state_dict(saved["factors"])
         self.audit, self._audits.next = Audit(**saved["audit"]), saved["audits"]
         self._halves = tuple(_HALVES[i] for i in saved["halves"])
         self._noted = [(Status(status), detail) for status, detail in saved["noted"]]
@@ -323,9 +334,7 @@ class Follower:
     def _of_audit(self) -> list[tuple[Status, str]]:
         if self.audit.kind == "mismatch":
             return [(Status.MISMATCH, f"cosine {self.audit.cosine:.4f}")]
-        if self.audit.kind == "scaled":
-            return [(Status.SCALED, f"factor {self.audit.scale:.4g}")]
-        return []
+        return self._factors.status(self.audit)
 
     def _of_shadow(self) -> list[tuple[Status, str]]:
         if self.shadow is None:

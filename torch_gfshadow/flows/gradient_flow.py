@@ -42,6 +42,11 @@ class GradientFlow:
         self._ratio = per_parameter(ratios, groups, layout)
         return True
 
+    @property
+    def paced_by_gradient(self) -> bool:
+        """Whether a factor of the gradient changes the pace and nothing else: without decay."""
+        return not any(self._decays)
+
     def field(self, theta: Tensor, grad: Tensor) -> Tensor:
         """Return ±∇f(θ) − wd·θ."""
         out = grad.to(theta.dtype) * self._sign
