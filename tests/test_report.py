@@ -89,7 +89,13 @@ def test_a_good_run_is_called_resolved_and_its_cause_named():
         ({"edge": 2.5}, "Beyond the edge of stability", "warning", "first at step 0, at most 2.5"),
         ({"solver_error": 1.0}, "Verdict", "warning", "Unresolved"),
         ({"audit": "mismatch cosine 0.1"}, "Verdict", "problem", "another problem"),
-        ({"audit": "scaled 0.5"}, "Gradients were scaled", "warning", "scaled 0.5"),
+        ({"audit": "scaled 0.5"}, "Gradients were scaled", "good", "folded into"),
+        (
+            {"audit": "scaled 0.5", "status": Status.SCALED},
+            "Gradients were scaled",
+            "warning",
+            "scaled 0.5",
+        ),
         ({"status": Status.BLOW_UP}, "Status: blow up", "problem", "60 of 60 records"),
         (
             {"discrepancy": None, "status": Status.PASSIVE},

@@ -56,8 +56,8 @@ _SENTENCES = {
     ),
     Status.SCALED: (
         "The optimizer used a multiple of the objective's gradient (clipping, accumulation or loss "
-        "scaling), so the run moves along the flow at another pace than its clock says. "
-        "Scale the objective alike, or take the factor out of the loop."
+        "scaling), and not all of it could be folded into the pace of the flow. "
+        "resync() where clipping began; with weight decay, scale the objective alike."
     ),
     Status.UNOBSERVED: (
         "No batch was observed for a step, so the flow of its loss is not known and the shadow "

@@ -128,8 +128,12 @@ def _audit(records: Sequence[Record]) -> Iterator[Finding]:
         yield Finding("good", "The objective is the one trained", text)
     elif "scaled" in audited and "mismatch" not in audited:
         last = next(r.audit for r in reversed(records) if r.audit.startswith("scaled"))
-        text = f"Latest: {last}. {Status.SCALED.sentence}"
-        yield Finding("warning", "Gradients were scaled", text)
+        if any(r.status is Status.SCALED for r in records):
+            text = f"Latest: {last}. {Status.SCALED.sentence}"
+            yield Finding("warning", "Gradients were scaled", text)
+        else:
+            text = f"Latest: {last}. The factor of every step was folded into the flow's pace."
+            yield Finding("good", "Gradients were scaled", text)
 
 
 def _trouble(run: Run) -> Iterator[Finding]:
