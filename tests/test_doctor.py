@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
 import sys
 
 import pytest
@@ -18,6 +19,7 @@ from torch_gfshadow.cli import main
 from torch_gfshadow.curvature import Curvature
 from torch_gfshadow.doctor import diagnose, load_factory
 from torch_gfshadow.doctor.derivatives import check_derivatives
+from torch_gfshadow.doctor.setup import made
 from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.watched import layout_of
@@ -289,6 +291,28 @@ def test_a_loop_the_shadow_would_disturb_is_caught(monkeypatch):
 def test_what_a_factory_may_return(result, message):
     with pytest.raises(TypeError, match=message):
         diagnose(lambda: result)
+
+
+def test_an_optimizer_may_come_last_as_training_scripts_return_it():
+    model, fn, batch = factory_of(plain)()
+    setup = made(lambda: (model, fn, batch, torch.optim.Adam(model.parameters())), 0)
+    assert setup.model is model
+    assert isinstance(setup.optimizer, torch.optim.Adam)
+
+
+def test_a_factory_that_wants_arguments():
+    with pytest.raises(TypeError, match=r"^factory must be callable without arguments, got one w"):
+        diagnose(lambda depth: depth)
+
+
+def test_a_factory_that_returns_something_else_is_one_line_at_the_command_line(tmp_path):
+    (tmp_path / "mine.py").write_text("def make():\n    return 3\n")
+    code = "from torch_gfshadow.cli import main; main()"
+    command = [sys.executable, "-c", code, "doctor", f"{tmp_path / 'mine.py'}:make"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("gfshadow: factory must be one that returns a model to be followed")
 
 
 def test_bad_arguments():

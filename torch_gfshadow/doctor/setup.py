@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import random
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_gfshadow.errors import must
+from torch_gfshadow.errors import GFShadowError, must
 
 _KEYS = ("model", "objective", "data", "optimizer", "train_step")
 _SHAPE = "(model, objective, data), (optimizer, model, objective, data), or a mapping with these"
@@ -45,12 +46,25 @@ class Setup:
 Factory = Callable[[], Any]
 
 
+class FactoryError(GFShadowError, TypeError):
+    """The factory is not one a run can be made with; one line at the command line."""
+
+
 def made(factory: Factory, seed: int) -> Setup:
     """Call ``factory`` with every random stream seeded.
 
     Raises:
-        TypeError: If it returns something else than a :class:`Setup` can be made of.
+        FactoryError: If it wants arguments, or returns something else than a :class:`Setup` can be
+            made of.
     """
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        fix = "Give its arguments defaults, or name a function that calls it."
+        got = f"one with the signature {inspect.signature(factory)}"
+        raise FactoryError(must("factory", "callable without arguments", got, fix)) from error
+    except ValueError:  # built-ins have no signature
+        pass
     seed_everything(seed)
     return _as_setup(factory())
 
@@ -117,23 +131,25 @@ def _as_setup(result: Any) -> Setup:
         if unknown or not {"model", "objective", "data"} <= set(result):
             got = f"one with {sorted(map(str, result))}"
             fix = f"Known keys: {', '.join(_KEYS)}; the first three are needed."
-            raise TypeError(
+            raise FactoryError(
                 must("factory", "one that returns a mapping to make a run of", got, fix)
             )
         parts = dict(result)
     elif isinstance(result, tuple) and len(result) in (3, 4):
         names = ("optimizer", "model", "objective", "data")[-len(result) :]
+        if isinstance(result[-1], torch.optim.Optimizer):  # as training scripts return them
+            names = ("model", "objective", "data", "optimizer")[: len(result)]
         parts = dict(zip(names, result, strict=True))
     else:
         size = f" of {len(result)}" if isinstance(result, tuple) else ""
         got = f"a {type(result).__name__}{size}"
-        raise TypeError(
+        raise FactoryError(
             must("factory", "one that returns a model to be followed", got, f"Return {_SHAPE}.")
         )
     model = parts["model"]
     if not isinstance(model, nn.Module):
         fix = f"Return {_SHAPE}, in this order."
-        raise TypeError(must("model", "a torch.nn.Module", f"a {type(model).__name__}", fix))
+        raise FactoryError(must("model", "a torch.nn.Module", f"a {type(model).__name__}", fix))
     optimizer = parts.get("optimizer")
     return Setup(
         model=model,

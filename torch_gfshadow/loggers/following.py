@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch_gfshadow.errors import must
 from torch_gfshadow.loggers.reading import parse_row
 from torch_gfshadow.record import Record
 
@@ -56,5 +57,7 @@ class Follower:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
+            fix = "Name a file that a torch_gfshadow logger wrote."
+            got = repr(line[:40].decode(errors="replace"))
+            raise ValueError(must(place, "a record, header or summary", got, fix)) from error
         return parse_row(row if isinstance(row, dict) else {}, place)
