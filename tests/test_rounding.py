@@ -13,6 +13,7 @@ from torch_gfshadow.bounds import _homogeneous as homogeneous
 from torch_gfshadow.bounds import convolution, nonlinear
 from torch_gfshadow.bounds.lemma2_live import bounds_at
 from torch_gfshadow.network import NetworkPoint, recognise
+from torch_gfshadow.network.rounding import Slope
 from torch_gfshadow.network.slopes import curves, slope_of
 from torch_gfshadow.network.tape import Tape
 
@@ -104,6 +105,24 @@ def test_the_bend_of_a_loss_is_no_less_than_its_hessian(name):
         norm = float(torch.linalg.matrix_norm(hessian.reshape(12, 12), 2))
         assert norm <= found.bend * (1 + 1e-9)
         assert found.bend <= 400 * max(norm, 1e-3) or name in ("exp", "log1p", "logistic")
+
+
+def test_a_sample_that_is_all_but_certain_costs_nothing():
+    """Its signal underflows; its inputs must not count."""
+    weights = {"Ws": [[[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0]]], "slope_negative": 1.0}
+    near = [[-1.0, 0.5], [0.5, -1.0], [0.3, 0.2]]
+    for far in (300.0, 720.0, 740.0, 800.0):  # the slope is e^{−far}: normal, denormal, zero
+        alone, both = (
+            nonlinear.evaluate(**weights, X=x, Y=[[1.0]] * len(x), loss="logistic").value
+            for x in (near, [*near, [far, 0.0]])
+        )
+        assert both["rhs_C_im2col"] == pytest.approx(0.75 * alone["rhs_C_im2col"], rel=1e-8)
+
+
+def test_an_error_beyond_all_measure_falls_back_on_the_largest_bend():
+    known = Slope(bend=0.25, here=torch.zeros(2, dtype=F64), share=0.0)
+    lost = known.error(torch.tensor([1e-3, 1e4], dtype=F64), torch.zeros(2, dtype=F64))
+    assert lost.tolist() == [0.0, 2500.0]
 
 
 def test_a_scaling_is_no_curve():

@@ -16,6 +16,7 @@ from torch_gfshadow.network.rounding import Rounding, Slope
 from torch_gfshadow.network.values import Stage
 
 _KEPT = 2**25  # entries of the inputs of a linear network: 256 MB
+_MOST = 1e300
 _EXACT_PATHS = 2**20
 """Largest number of entries of all B_i of a pair for which their norms are computed one by one."""
 
@@ -138,8 +139,8 @@ def _contribution(
     left, right = stages[k].layer.signal_blocks, stages[j].layer.input_blocks
     p, z, b = p[alive], z[alive], b[alive]
     ratio = sample_norms(right, z) / sample_norms(left, p)
-    usable = ratio.isfinite() & (ratio > 0)
-    ratio = torch.where(usable, ratio, torch.ones_like(ratio))
+    # where a signal all but underflows its inputs must not count: the ratio is cut, not dropped
+    ratio = ratio.nan_to_num(1.0, _MOST).clamp(1 / _MOST, _MOST)
     left_norm, right_norm = stacked_norm(left, p, b * ratio), stacked_norm(right, z, b / ratio)
     return left_norm * left_norm, right_norm * right_norm, summed, extra
 

@@ -50,7 +50,8 @@ class Slope:
         """Return the limit, from the errors of h_i and the sizes of the slopes."""
         lost = _times(self.bend, outputs)
         if self.here is not None:
-            lost = torch.minimum(lost, self.here * outputs * torch.exp(2.0 * outputs))
+            local = self.here * outputs * torch.exp(2.0 * outputs)
+            lost = torch.minimum(lost, local.nan_to_num(math.inf))  # 0·∞: no limit
         return lost.nan_to_num(math.inf) + self.floor + self.share * sizes
 
 
