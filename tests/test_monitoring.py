@@ -146,6 +146,17 @@ def test_a_window_that_costs_more_than_foreseen_is_broken_off_and_tried_again(
     assert sum(r.step > broken[-1].step and r.status == "ok" for r in shadow.records) >= 6
 
 
+def test_before_the_first_window_the_record_is_pending_and_not_passive():
+    model, data = At([1.0, 1.0, 1.0]), torch.tensor([1.0, 3.0, 21.0], dtype=F64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    shadow = gfs.attach(
+        optimizer, model, quadratic, data=data, probes=(), budget=0.01, on_error="raise"
+    )
+    (first,) = shadow.records
+    assert (first.mode, first.status) == ("reference", "pending")
+    assert first.status_detail.startswith("No shadow has started: budget= has to be earned first.")
+
+
 def test_a_budget_starts_nothing_before_it_is_earned():
     shadow = run([1.0], [1.0], 0.1, 40, mode="batch", budget=1e-6)
     assert [r.step for r in shadow.records] == [0]

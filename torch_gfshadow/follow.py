@@ -337,6 +337,8 @@ class Follower:
         return self._factors.status(self.audit)
 
     def _of_shadow(self) -> list[tuple[Status, str]]:
+        if self.shadow is None and self.mode == "reference":
+            return [(Status.PENDING, "No shadow has started: budget= has to be earned first")]
         if self.shadow is None:
             return [(Status.PASSIVE, self._parts.why_passive)]
         return [] if self.shadow.alive else [(self.shadow.status, self.shadow.detail)]
