@@ -99,10 +99,11 @@ def solvers(size: str) -> Table:
     own: dict[str, dict[str, object]] = {
         "**gfshadow**, default (`auto`)": {},
         "**gfshadow**, `rkc2`": {"solver": "rkc2"},
-        "**gfshadow**, `rkc2`, float32 state": {"solver": gfs.solvers.RKC2(dtype=torch.float32)},
+        "**gfshadow**, `rkc2`, full storage": {"solver": gfs.solvers.RKC2(storage="full")},
         "**gfshadow**, `adams2`": {"solver": "adams2"},
         "**gfshadow**, `bosh3`": {"solver": "bosh3"},
         "**gfshadow**, `dopri5`": {"solver": "dopri5"},
+        "**gfshadow**, `dopri8`": {"solver": "dopri8"},
         "**gfshadow**, default, with probes": {"probes": ["lambda_min", "lambda_max"]},
     }
     rows: list[list[object]] = [

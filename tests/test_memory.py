@@ -27,7 +27,8 @@ from benchmarks import memory
 LOW, FULL = RKC2(storage="low"), RKC2(storage="full")
 
 
-def test_ten_million_parameters_take_eight_copies_at_most():
+def test_ten_million_parameters_take_eight_copies_at_most(monkeypatch):
+    monkeypatch.setitem(memory._STEPS, "quick", 3)  # the first audit on the way comes before it
     peak, rest = memory.shadow_memory("quick")
     assert peak <= 8.0
     assert rest <= 7.6

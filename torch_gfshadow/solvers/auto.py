@@ -175,10 +175,11 @@ class AutoStepper:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the solver in use, and what the choice depends on."""
+        inner = self._inner.state_dict()
         return save_plain(self, _PLAIN) | {
             "solver": "auto",
-            "right": self.right.state_dict(),
-            "inner": self._inner.state_dict(),
+            "right": inner["right"],
+            "inner": inner,
             "spectral": self._spectral.state_dict(),
             "outcomes": list(self._outcomes),
         }
