@@ -141,6 +141,19 @@ def test_scaling_measures_every_size(tmp_path):
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 
+def test_kinks_judges_only_what_its_references_agree_on():
+    bars, errors = [1.0, 1.0, 1.0, 1.0], [0.2, 5.0, 0.8, 5.0]
+    assert kinks.judge(bars, errors, [0.1, 0.1, 0.5, 9.0]) == [True, False, None, None]
+
+
+def test_kinks_says_where_its_references_part():
+    row = kinks.Row("paper", 4, None, 0.5, 0.5, 0.75, 28, 820, 2.0, 0.15, math.nan)
+    assert kinks.cover(row) == "75% of 28; reference not converged at step 820"
+    assert kinks.error_of(row) == "–"
+    assert kinks.cover(row._replace(unsure=None, judged=30)) == "75% of 30"
+    assert kinks.cover(row._replace(judged=0)) == "reference not converged"
+
+
 @pytest.mark.slow
 def test_kinks_small():
     (table,) = kinks.tables("tiny")
