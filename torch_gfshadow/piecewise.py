@@ -16,22 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_gfshadow._plain import load_attributes, saved_attributes
 from torch_gfshadow.errors import OverBudgetError
-from torch_gfshadow.flows.base import Flow, position
+from torch_gfshadow.flows.base import Flow
+from torch_gfshadow.midpoints import EVALS, Crossing, PieceField, crossed
 from torch_gfshadow.objective import Objective
-from torch_gfshadow.shadow import FlowField
 from torch_gfshadow.solvers import SolverConfig
 from torch_gfshadow.solvers.base import Node
 from torch_gfshadow.status import Status
 
-EVALS = 4
-"""Gradients that one midpoint step of the coarse solution costs, with its two of the fine one."""
 _SAFETY = 2.0
 """The bar over the distance where the field has kinks, or the root of a running mean in it (RMSprop
 and Adam). The two solutions are then between first and second order, or now and then take a kink
@@ -42,37 +40,10 @@ _AIM, _WASTE = 0.8, 0.9
 """The bar aimed at, in units of what ``resolution`` allows; and the share of that which one more
 piece like this one, with a step less, may lead to if the step is to be saved."""
 _OLD = 0.2
-"""A piece that adds less than this share of the aim is not to blame: shorter steps change nothing.
-"""
+"""Share of the aim below which what a piece adds is not to blame: the error is of old."""
 _MOST = 250
 _BLOW_UP = 1e8
 _STATE = ("detail", "steps", "_fine", "_coarse", "_loss", "_safety", "_rounding", "_first_norm")
-
-
-class _Field(FlowField):
-    """Also remembers the last gradient."""
-
-    grad: Tensor
-
-    def remember(self, loss: float, state: Tensor, grad: Tensor) -> Tensor:
-        """Return F from a gradient that is known."""
-        self.grad = grad
-        return super().remember(loss, state, grad)
-
-    def midpoint(self, state: Tensor, h: float, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the point half a step ahead along ``slope``, and the slope of the step there."""
-        middle = torch.add(state, slope, alpha=0.5 * h)
-        return middle, self.averaged(middle, state) if self.kinked else self(middle)
-
-
-class _Crossing(NamedTuple):
-    """Both solutions at the end of a piece."""
-
-    fine: Tensor
-    coarse: Tensor
-    loss: float
-    speed: float
-    curvature: float
 
 
 class PiecewiseFlow:
@@ -160,7 +131,7 @@ class PiecewiseFlow:
         """
         if not self.alive or span <= 0.0:
             return self.alive
-        field = _Field(flow, objective, "flow", factor)
+        field = PieceField(flow, objective, "flow", factor)
         slope = None if known is None else field.remember(known[0], self._fine, known[1])
         if field.kinked or not getattr(flow, "smooth", True):
             self._safety = _SAFETY
@@ -170,7 +141,7 @@ class PiecewiseFlow:
             with objective.ledger.limited():
                 while wanted > steps:
                     steps = wanted
-                    end = self._tried(field, span, steps, slope)
+                    end = crossed(field, self._fine, self._coarse, span, steps, slope)
                     wanted, self.steps = self._judge(end, iterate, steps, most, field.kinked)
         except OverBudgetError as over:
             self._stop(Status.TRUNCATED, str(over))
@@ -178,37 +149,13 @@ class PiecewiseFlow:
             self._arrive(end, field, span)
         return self.alive
 
-    def _tried(self, field: _Field, span: float, steps: int, slope: Tensor | None) -> _Crossing:
-        """Return both solutions after ``steps`` steps across the piece."""
-        fine, coarse, h = self._fine, self._coarse, span / steps
-        for _ in range(steps):
-            # the coarse solution's slope shows the fine one the way, too: it enters by h²·F′² only
-            first = field(coarse) if slope is None else slope
-            coarse = torch.add(coarse, field.midpoint(coarse, h, first)[1], alpha=h)
-            middle, early = field.midpoint(fine, 0.5 * h, first)
-            before = field.grad
-            fine = torch.add(fine, early, alpha=0.5 * h)
-            middle, late = field.midpoint(fine, 0.5 * h, 2.0 * early - first)
-            fine = torch.add(fine, late, alpha=0.5 * h)
-            slope = None
-        ahead = position(field.flow, fine - middle).to(field.grad.dtype)
-        bent = torch.add(field.grad, field.grad - before, alpha=0.25)
-        turned, speed = self._size(late - early), self._size(late)
-        return _Crossing(
-            fine,
-            coarse,
-            field.loss + float(torch.dot(bent, ahead)),
-            speed,
-            turned / max(0.5 * h * speed, 1e-300),
-        )
-
     def _most(self, kinked: bool) -> int:
         limit = self.config.max_evals
         most = _MOST if limit is None else min(max(1, int(limit // EVALS)), _MOST)
         return min(most, _KINK_MOST) if kinked and self._resolution is None else most
 
     def _judge(
-        self, end: _Crossing, iterate: Tensor, steps: int, most: int, kinked: bool
+        self, end: Crossing, iterate: Tensor, steps: int, most: int, kinked: bool
     ) -> tuple[int, int]:
         """Return how many steps this piece should have had, and those of the next one."""
         apart = end.fine - end.coarse
@@ -233,7 +180,7 @@ class PiecewiseFlow:
         resolution = self._resolution or (_KINK_RESOLUTION if kinked else 0.1)
         return _AIM * resolution * max(scale, 1e-12 * self._first_norm, 1e-300)
 
-    def _arrive(self, end: _Crossing, field: _Field, span: float) -> None:
+    def _arrive(self, end: Crossing, field: PieceField, span: float) -> None:
         if not math.isfinite(self._size(end.fine) + self._size(end.coarse) + end.loss):
             status = Status.STIFF if math.isfinite(field.loss) else Status.NON_FINITE
             self._stop(status, "the flow of this batch could not be followed to the step's end")
