@@ -389,6 +389,18 @@ def test_a_file_holds_the_state_and_is_read_without_executing_anything(tmp_path)
     torch.load(path, weights_only=True)
 
 
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04" + bytes(40)])
+def test_a_file_that_holds_something_else(tmp_path, content):
+    seed()
+    model = mlp()
+    shadow = attach(model, sgd(model))
+    (tmp_path / "junk.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^path must be a saved shadow, got '.*junk\.pt' \("):
+        shadow.load(tmp_path / "junk.pt")
+    with pytest.raises(FileNotFoundError):
+        shadow.load(tmp_path / "none.pt")
+
+
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     model = mlp()
     shadow = attach(model, sgd(model))

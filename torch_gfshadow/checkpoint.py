@@ -71,8 +71,20 @@ def write_file(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def read_file(path: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
-    """Read a file that :func:`write_file` wrote; nothing in it is executed."""
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    """Read a file that :func:`write_file` wrote; nothing in it is executed.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it holds something else.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch's own errors differ by what the file holds instead
+        fix = "Name a file that shadow.save() wrote; nothing else is read, and nothing executed."
+        got = f"{str(path)!r} ({type(error).__name__})"
+        raise ValueError(must("path", "a saved shadow", got, fix)) from error
     return state
 
 
