@@ -235,6 +235,21 @@ def test_a_spent_budget_is_reported_and_not_raised():
     assert max(ends.residual_min, ends.residual_max) > 1e-9
 
 
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+def test_a_budget_too_small_for_one_end_does_not_starve_the_other(mirror):
+    # Outliers at one end; at the other the edge of a bulk, much harder to resolve.
+    matrix = mirror * dense(SPECTRA["like a network"])
+    first = solve(matrix)
+    ends = solve(drift(matrix, 0.02, 1), start=first, tol=1e-4, max_products=22)
+    easy, hard = "max", "min"
+    if mirror < 0:
+        easy, hard = hard, easy
+    assert not ends.converged
+    for end, met in ((easy, True), (hard, False)):
+        allowed = 1e-4 * abs(getattr(ends, f"lambda_{end}"))
+        assert (getattr(ends, f"residual_{end}") <= allowed) == met
+
+
 def test_the_budget_holds_for_a_warm_start_too():
     matrix = dense(SPECTRA["like a network"])
     ends = solve(matrix, start=solve(matrix), max_products=1, tol=1e-9)

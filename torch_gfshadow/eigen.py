@@ -1,7 +1,7 @@
 """Eigen: both ends of a Hessian's spectrum from one search space, each with its residual.
 
 Cold, the search is Lanczos from a random vector, which comes with a probabilistic lower bound on
-λ_min. Warm, it starts from the eigenvectors of the previous point and adds residuals, the worse
+λ_min. Warm, it starts from the eigenvectors of the previous point and adds residuals, the easier
 end first (Davidson). In both, directions of known curvature are weighted in the residual by their
 distance from the end in question: on networks the few large outliers of the Hessian would cost
 up to half of all products otherwise. They come from the previous point and, at a restart, from
@@ -169,9 +169,10 @@ def _search(
             known = condense(space, known, n_outliers)
             space.restart(mixes, _KEEP)
             lanczos = False
-        worse = low if worst_low >= worst_high else high
-        direction = space.images[-1] if lanczos else damped(worse, known, scale)
-        if not (space.add(direction) or space.add(worse.residual)):
+        # The easier end first: a budget that ends early then leaves one end short, not both.
+        easier = low if worst_high <= 1.0 or 1.0 < worst_low <= worst_high else high
+        direction = space.images[-1] if lanczos else damped(easier, known, scale)
+        if not (space.add(direction) or space.add(easier.residual)):
             # The space is invariant up to rounding: look elsewhere.
             bound = low.value if lanczos else bound
             lanczos = False
