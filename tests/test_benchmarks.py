@@ -67,6 +67,16 @@ def test_the_probe_needs_fewer_products_than_arpack_for_the_same_residual():
         assert max(row[4:6]) <= 0.01
 
 
+def test_probes_along_a_run_cost_less_warm_than_cold_and_meet_the_tolerance():
+    table = eigen.along("tiny")
+    assert len(table.rows) == 3
+    for _, _, cold, mean, middle, most, short, ratio in table.rows:
+        assert 2 <= mean <= most
+        assert 2 <= middle < cold
+        assert short == 0
+        assert 0.0 < ratio < 1.0
+
+
 def test_a_product_is_timed_against_a_gradient():
     for row in eigen.products("tiny").rows:
         assert row[2] == "func"
