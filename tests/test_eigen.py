@@ -310,6 +310,20 @@ def test_a_neighbour_that_overtakes_the_end_is_followed():
     assert abs(float(q[:, 1] @ ends.vector_min)) > 0.9
 
 
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+def test_an_outlier_remembered_and_not_searched_is_followed_when_it_overtakes_the_end(mirror):
+    # The end comes down past a neighbour that stands still: too far away to start from at first,
+    # so that the search in between has the end alone, and the neighbour is in memory only.
+    q = torch.linalg.eigh(dense(SPECTRA["sign symmetric"]))[1]
+    eigenvalues = spread([], [28.0, 24.5, 19.0, 18.0], (-2.0, 1.2))
+    ends = solve(mirror * q @ torch.diag(eigenvalues) @ q.T, tol=1e-4)
+    for end in (26.5, 23.5):
+        eigenvalues[0] = end
+        ends = solve(mirror * q @ torch.diag(eigenvalues) @ q.T, start=ends)
+    reached = ends.lambda_max if mirror > 0 else -ends.lambda_min
+    assert reached == pytest.approx(24.5, rel=1e-3)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 30, D])
 def test_a_hessian_that_vanishes_and_comes_back(n):
     zero = torch.zeros(n, n, dtype=torch.float64)

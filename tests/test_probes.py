@@ -288,6 +288,13 @@ def test_every_so_often_a_spectrum_is_computed_from_scratch(setup, monkeypatch):
     assert ages == [0, 1, 2, 3, 0, 1, 2, 3, 0]
 
 
+def test_each_random_start_is_a_new_one(setup):
+    # One that hides an eigenvector must not hide it again.
+    first, later = (setup.point(step=step).spectrum() for step in (3, 4))
+    assert not torch.equal(first.vector_min, later.vector_min)
+    assert torch.equal(first.vector_min, setup.point(step=3).spectrum().vector_min)
+
+
 def test_a_spectrum_of_another_model_is_not_a_start(setup):
     other = Setup("tied").point().spectrum()
     assert len(other.vector_min) != len(setup.theta)

@@ -41,13 +41,6 @@ def condense(space: Space, known: Recycled | None, n_outliers: int) -> Recycled:
     The outliers are a Rayleigh–Ritz projection onto span(V) ⊕ span(Z), Z what the old outliers
     have outside V. VᵀHV and VᵀHZ = WᵀZ are exact and free; ZᵀHZ is the old one.
     """
-    values, mixes = space.ritz()
-    picked = {0, space.size - 1}
-    for end, inner in ((0, 1), (-1, -2)):
-        if space.size > 2 and abs(values[inner] - values[end]) <= _CLOSE * abs(values[end]):
-            picked.add(inner % space.size)
-    starts = space.small(mixes[:, sorted(picked)].T) @ space.vectors
-
     stale = _outside(space, known)
     projected = space.projected
     if known is not None and len(stale):
@@ -59,9 +52,19 @@ def condense(space: Space, known: Recycled | None, n_outliers: int) -> Recycled:
         )
     curvatures, mixes = torch.linalg.eigh(projected)
     chosen = _outermost(curvatures, n_outliers)
-    mix = space.small(mixes[:, chosen].T)
-    outliers = mix[:, : space.size] @ space.vectors + mix[:, space.size :] @ stale
-    return Recycled(starts, outliers, curvatures[chosen])
+
+    values, ritz = space.ritz()
+    picked = []
+    for end in (0, -1):
+        found = torch.zeros(len(projected), dtype=torch.float64, device="cpu")
+        found[: space.size] = ritz[:, end]
+        picked += [found, *_rivals(curvatures, mixes, float(values[end]), found, end)]
+
+    def vectors(mix: Tensor) -> Tensor:
+        mix = space.small(mix)
+        return mix[:, : space.size] @ space.vectors + mix[:, space.size :] @ stale
+
+    return Recycled(vectors(torch.stack(picked)), vectors(mixes[:, chosen].T), curvatures[chosen])
 
 
 def damped(pair: Pair, known: Recycled | None, scale: float) -> Tensor:
@@ -80,6 +83,22 @@ def damped(pair: Pair, known: Recycled | None, scale: float) -> Tensor:
     distances = (known.curvatures - pair.value).abs().clamp(min=_NEAREST * unit)
     cut = (1.0 - unit / distances).to(pair.residual.dtype).to(pair.residual.device)
     return pair.residual - known.outliers.T @ (cut * (known.outliers @ pair.residual))
+
+
+def _rivals(
+    curvatures: Tensor, mixes: Tensor, value: float, found: Tensor, end: int
+) -> list[Tensor]:
+    """Return the remembered direction next to an end, or beyond it, if it may be the end soon.
+
+    It need not be in the search space at all: that was built for the end alone.
+    """
+    itself = int((mixes.T @ found).abs().argmax())
+    others = [index for index in range(len(curvatures)) if index != itself]
+    if not others:
+        return []
+    inward = float(curvatures[others[end]]) - value
+    inward = inward if end == 0 else -inward
+    return [mixes[:, others[end]]] if inward <= _CLOSE * abs(value) else []
 
 
 def _outermost(curvatures: Tensor, n: int) -> Tensor:
