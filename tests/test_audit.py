@@ -89,6 +89,14 @@ def test_zero_matches_zero_and_nothing_else():
     assert compare(g, zero).kind == "mismatch"
 
 
+def test_gradients_too_small_to_hold_digits_match():
+    g = vector().abs() + 0.5
+    used, own = (1e-322 * g, 1e-322 * (g + 0.3))  # two to four units of the last place there is
+    assert compare(used, own).kind == "match"
+    assert compare(1e14 * used, 1e14 * own).kind == "mismatch"
+    assert compare(used, g).kind == "mismatch"
+
+
 def test_below_an_absolute_scale_everything_is_rounding():
     used, own = 1e-9 * vector(seed=1), 1e-9 * vector(seed=2)
     assert compare(used, own).kind == "mismatch"

@@ -119,7 +119,7 @@ def test_a_window_that_costs_more_than_foreseen_is_broken_off_and_tried_again(
         return gradient(self, *args, **kwargs)
 
     monkeypatch.setattr(Objective, "loss_and_grad", slow)
-    model, data = At([1.0, 1.0, 1.0]), torch.tensor([1.0, 3.0, 21.0], dtype=F64)
+    model, data = At([1.0, 1.0, 1.0]), torch.tensor([1e-4, 3e-4, 21.0], dtype=F64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.09)
     shadow = gfs.attach(
         optimizer, model, quadratic, probes=(), budget=0.05, on_error="raise",
@@ -143,7 +143,7 @@ def test_a_window_that_costs_more_than_foreseen_is_broken_off_and_tried_again(
         assert record.discrepancy is None
         assert "budget= pays for" in record.status_detail
     assert len(broken) <= 4
-    assert sum(r.step > broken[-1].step and r.status == "ok" for r in shadow.records) >= 6
+    assert sum(r.step > broken[-1].step and r.status == "ok" for r in shadow.records) >= 4
 
 
 def test_before_the_first_window_the_record_is_pending_and_not_passive():
