@@ -34,6 +34,10 @@ _FLOWS = {
 }
 
 
+# docs/numerics.md, "The error bar"
+_BRANCHES = " At kinks the flow can branch, and the bar does not see every branch."
+
+
 def judge(records: Sequence[Record], anew: bool = False) -> Verdict:
     """Say what the last measured discrepancy is worth.
 
@@ -63,14 +67,15 @@ def judge(records: Sequence[Record], anew: bool = False) -> Verdict:
     travelled = 0.0 if anew else last.distance_from_init or 0.0
     share = f", {value / travelled:.2%} of the {travelled:.3g} it travelled" if travelled else ""
     known = f"{where} {value:.2g} ± {bar:.1g} from {flow}{share}."
+    caveat = _BRANCHES if "adams2" in last.solver else ""
     if bar <= RESOLUTION * value:
-        return Verdict("resolved", f"Resolved to {_share(bar, value)}: {known}")
+        return Verdict("resolved", f"Resolved to {_share(bar, value)}: {known}{caveat}")
     if bar < value:
         return Verdict(
             "partly resolved",
             f"Partly resolved: {known} The error bar is {_share(bar, value)} of it, so the truth "
             f"lies between {value - bar:.2g} and {value + bar:.2g}; a smaller resolution narrows "
-            "that at a price.",
+            f"that at a price.{caveat}",
         )
     return Verdict(
         "unresolved",
