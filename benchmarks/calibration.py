@@ -22,7 +22,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -327,6 +327,38 @@ def suite(seeds: Sequence[int], *, small: bool = False, solver: str = "auto") ->
             yield from (case.result(seed, dtype, solver) for dtype in (F64, torch.float32))
 
 
+class Judged(Protocol):
+    """What :func:`totals` reads of a run."""
+
+    @property
+    def records(self) -> int:
+        """How many records were compared."""
+
+    @property
+    def cover(self) -> float:
+        """Share of them under the bar."""
+
+    @property
+    def ratio(self) -> float:
+        """Median of bar over true error."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether both are as claimed."""
+
+
+def totals(results: Sequence[Judged]) -> str:
+    """Return the last line of a table: all records together, and the runs outside the claim."""
+    records = sum(r.records for r in results)
+    cover = sum(r.cover * r.records for r in results) / records
+    ratio = statistics.median(r.ratio for r in results)
+    outside = sum(not r.holds for r in results)
+    return (
+        f"all: {records} records, {cover:.1%} covered, median of medians {ratio:.1f}; "
+        f"{outside} of {len(results)} runs outside {COVERAGE:.0%} and {RATIO:g}"
+    )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -347,12 +379,7 @@ def main() -> None:
             f"{'' if r.holds else '  outside'}",
             flush=True,
         )
-    records = sum(r.records for r in results)
-    cover = sum(r.cover * r.records for r in results) / records
-    ratio = statistics.median(r.ratio for r in results)
-    outside = sum(not r.holds for r in results)
-    print(f"all: {records} records, {cover:.1%} covered, median of medians {ratio:.1f};", end=" ")
-    print(f"{outside} of {len(results)} runs outside {COVERAGE:.0%} and {RATIO:g}")
+    print(totals(results))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from calibration import COVERAGE, F64, RATIO, Problem, cast, conv, cross_entropy, dense, slope_of
+from calibration import (
+    COVERAGE,
+    F64,
+    RATIO,
+    Problem,
+    cast,
+    conv,
+    cross_entropy,
+    dense,
+    slope_of,
+    totals,
+)
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
@@ -208,12 +219,7 @@ def main() -> None:
             f" {r.share:9.2%} {r.gradients:10.2f}{'' if r.holds else '  outside'}",
             flush=True,
         )
-    records = sum(r.records for r in results)
-    cover = sum(r.cover * r.records for r in results) / records
-    ratio = statistics.median(r.ratio for r in results)
-    outside = sum(not r.holds for r in results)
-    print(f"all: {records} records, {cover:.1%} covered, median of medians {ratio:.1f};", end=" ")
-    print(f"{outside} of {len(results)} runs outside {COVERAGE:.0%} and {RATIO:g}")
+    print(totals(results))
 
 
 if __name__ == "__main__":

@@ -127,6 +127,16 @@ def module(seed):
     return nn.Sequential(*parts), rng
 
 
+def limits_of(point):
+    """The three limits of λ_min, loosest first."""
+    kappa = [layer.sharing()[1] for layer in point.layers]
+    return [
+        homogeneous.by_norms(point, kappa, point.norms),
+        homogeneous.by_blocks(point, summed=True),
+        homogeneous.by_blocks(point),
+    ]
+
+
 def dense_lambda_min(objective):
     """λ_min by double backward through the model itself."""
     layout, sandbox = objective.layout, objective.sandbox
@@ -160,12 +170,7 @@ def check_module(seed):
     objective = objective_of(model, lambda model, b: loss(model(b[0]), b[1]), (x, y))
     point = recognise(objective, objective.layout.current())
     smallest = dense_lambda_min(objective)
-    kappa = [layer.sharing()[1] for layer in point.layers]
-    limits = [
-        homogeneous.by_norms(point, kappa, point.norms),
-        homogeneous.by_blocks(point, summed=True),
-        homogeneous.by_blocks(point),
-    ]
+    limits = limits_of(point)
     if point.n_kinks:  # one pool after another: copies of a unit tie
         return None
     for limit in limits:

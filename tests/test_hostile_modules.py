@@ -6,11 +6,10 @@
 import pytest
 import torch
 from cases import F64, objective_of
-from test_homogeneous_property import dense_lambda_min
+from test_homogeneous_property import dense_lambda_min, limits_of
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own spelling)
 
-from torch_gfshadow.bounds import _homogeneous as homogeneous
 from torch_gfshadow.network import NetworkPoint, recognise
 
 
@@ -158,12 +157,7 @@ def test_what_is_covered_keeps_its_limits(name, criterion):
         assert isinstance(point, NetworkPoint), point
         assert point.n_kinks == 0
         smallest = dense_lambda_min(objective)
-        kappa = [layer.sharing()[1] for layer in point.layers]
-        limits = [
-            homogeneous.by_norms(point, kappa, point.norms),
-            homogeneous.by_blocks(point, summed=True),
-            homogeneous.by_blocks(point),
-        ]
+        limits = limits_of(point)
         room = 1e-9 * max(1.0, abs(limits[0]))
         assert all(limit <= smallest + room for limit in limits), (limits, smallest)
 

@@ -163,12 +163,26 @@ class ErrorBar:
                 stages = min(2 * stages, MAX_STAGES)
                 carried = rkc_step(error_field, self._error, slope, span, stages, STRONG)
                 size = float(torch.linalg.vector_norm(carried))
-            if math.isfinite(size):
-                self._error, self._norm = carried, size
-                self._growth = max(0.0, math.log(max(size, 1e-300) / plain)) / span
-            else:
-                self._error = self._error + self._pending
-                self._norm = plain
+            self._take(carried, size, plain, span)
+        self._begin_block(node)
+
+    def _take(self, carried: Tensor, size: float, plain: float, span: float) -> None:
+        """Go on with the ε carried over ``span``, or with the plain sum if it is not finite.
+
+        Args:
+            carried: ε at the end of the block, shape ``[d]``.
+            size: Its norm.
+            plain: Sum of the norms that went in.
+            span: Length of the block in flow time.
+        """
+        if math.isfinite(size):
+            self._error, self._norm = carried.to(self._error.dtype), size
+            self._growth = max(0.0, math.log(max(size, 1e-300) / plain)) / span
+        else:
+            self._error = self._error + self._pending
+            self._norm = plain
+
+    def _begin_block(self, node: Node) -> None:
         self._pending = torch.zeros_like(self._pending)
         self._start, self._h_lambda, self._steps, self._evaluations = node.time, 0.0, 0, 0
 

@@ -63,14 +63,8 @@ class LowStorageBar(ErrorBar):
                 if size <= UNSTABLE * plain or stages >= MAX_STAGES:
                     break
                 stages = min(2 * stages, MAX_STAGES)
-            if math.isfinite(size):
-                self._error, self._norm = carried.to(torch.bfloat16), size
-                self._growth = max(0.0, math.log(max(size, 1e-300) / plain)) / span
-            else:
-                self._error = self._error + self._pending
-                self._norm = plain
-        self._pending = torch.zeros_like(self._pending)
-        self._start, self._h_lambda, self._steps, self._evaluations = node.time, 0.0, 0, 0
+            self._take(carried, size, plain, span)
+        self._begin_block(node)
 
     def _carried(self, node: Node, span: float, stages: int) -> Tensor:
         scale = self._probe_size(node) / self._norm
