@@ -35,6 +35,12 @@ def combined(terms: Terms, at: slice = slice(None), dtype: torch.dtype | None = 
     return out
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """Return the values of ``tensor`` in float64."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()  # mps has no float64
+
+
 def length_of(terms: Terms) -> float:
     """Return ‖Σ w_i·v_i‖₂."""
     total = 0.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_gfshadow._blocks import blocks
+from torch_gfshadow._blocks import blocks, widened
 
 # Largest sine of the angle (and relative error of the scale) that is still rounding. Correct
 # pairs are at 1e-15 (float64), 1e-7 to 1e-5 (float32, other order of summation) and 6e-3
@@ -81,7 +81,7 @@ def _judged(parts: Sequence[tuple[Tensor, Tensor]], tolerance: float, atol: floa
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for used, own in parts:
             for at in blocks(used.numel()):
-                yield _wide(used[at]), _wide(own[at].to(used.device))
+                yield widened(used[at]), widened(own[at].to(used.device))
 
     largest_a = largest_b = apart = 0.0
     for a, b in pairs():
@@ -119,8 +119,3 @@ def _larger(largest: float, values: Tensor) -> float:
     """Return the larger absolute value; NaN if there is one."""
     here = float(values.abs().amax()) if values.numel() else 0.0
     return here if math.isnan(here) or here > largest else largest
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()  # mps has no float64

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_gfshadow._blocks import blocks
+from torch_gfshadow._blocks import blocks, widened
 from torch_gfshadow._tree import whole
 from torch_gfshadow.used import UsedGradients
 from torch_gfshadow.watched import Watched
@@ -137,7 +137,7 @@ def _dot(left: list[Tensor], right: list[Tensor]) -> float:
     for a, b in zip(left, right, strict=True):
         a, b = a.detach().reshape(-1), b.detach().reshape(-1)
         for at in blocks(a.numel()):
-            total += float(torch.dot(a[at].double(), b[at].double()))
+            total += float(torch.dot(widened(a[at]), widened(b[at])))
     return total
 
 
@@ -147,7 +147,7 @@ def _apart(parts: list[Tensor], other: Tensor) -> float:
         flat = part.detach().reshape(-1)
         for at in blocks(flat.numel()):
             here = slice(start + at.start, start + at.stop)
-            gap = flat[at].double() - other[here].double()
+            gap = widened(flat[at]) - widened(other[here])
             total += float(torch.dot(gap, gap))
         start += flat.numel()
     return math.sqrt(total)
