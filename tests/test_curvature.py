@@ -323,6 +323,45 @@ def test_unknown_backends_are_refused():
 # ---- differences ----------------------------------------------------------------------------
 
 
+class NormInFloat32(nn.Module):
+    """What the language models of Hugging Face do: norm and loss round to float32 inside."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+        self.scale = nn.Parameter(torch.ones(IN))
+
+    def forward(self, x):
+        wide = x.to(self.dtype)
+        return self.scale * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True))).to(x.dtype)
+
+
+def normed(inside, outside):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(IN, IN), nn.Tanh(), NormInFloat32(inside), nn.Linear(IN, 8), nn.Tanh(),
+        nn.Linear(8, OUT),
+    )  # fmt: skip
+    return model.to(outside)
+
+
+@pytest.mark.parametrize("backend", ["auto", "difference"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rounding_inside_the_model_neither_rejects_a_right_backend_nor_drowns_a_product(
+    backend, dtype
+):
+    batch = make("mlp")[1]
+    exact = build(normed(torch.float64, torch.float64), batch)
+    objective = build(normed(torch.float32, dtype), tuple(t.to(dtype) for t in batch))
+    curvature = Curvature(objective, backend)
+    theta = elsewhere(objective)
+    product = curvature.at(theta)
+    assert curvature.backend == ("func" if backend == "auto" else "difference")
+    v = vector(objective, dtype=dtype)
+    reference = Curvature(exact, "double_backward").at(theta.double())(v.double())
+    assert float((product(v).double() - reference).norm() / reference.norm()) < 1e-3
+
+
 def test_differences_of_a_kinked_model_see_no_kinks():
     model, batch = kinked()
     objective = build(model, batch, classified)

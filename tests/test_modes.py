@@ -602,13 +602,14 @@ def test_a_watched_loader_has_its_length():
     assert len(list(shadow.watch(loader))) == 4
 
 
-def test_resumed_in_mode_batch_the_records_are_the_same(caplog):
+@pytest.mark.parametrize("sampled", [{}, {"every": 3, "window": 2}], ids=["whole", "windows"])
+def test_resumed_in_mode_batch_the_records_are_the_same(caplog, sampled):
     todo = batches(14)
 
     def run(at):
         model = linear()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-        options = {"probes": ("lambda_min", "lambda_max"), "probe_every": 3}
+        options = {"probes": ("lambda_min", "lambda_max"), "probe_every": 3} | sampled
         shadow = attach(model, optimizer, **options)
         loop(model, optimizer, shadow, todo[:at])
         if at < len(todo):
@@ -624,9 +625,23 @@ def test_resumed_in_mode_batch_the_records_are_the_same(caplog):
 
     with caplog.at_level(logging.WARNING):
         whole = run(14)
-        for at in (0, 1, 3, 9):
+        for at in (0, 1, 3, 5, 9, 10):  # 5: between two windows
             assert run(at) == whole
     assert not caplog.records
+
+
+def test_where_a_window_opens_there_is_no_batch_to_measure_on_and_probes_wait_for_one():
+    model = linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"probes": ("lambda_max",), "probe_every": 4, "every": 4, "window": 2}
+    shadow = attach(model, optimizer, **options)
+    todo = batches(10)
+    loop(model, optimizer, shadow, todo)
+    rows = {r.step: r for r in shadow.records}
+    assert [k for k, r in rows.items() if r.loss is not None] == [2, 6, 10]
+    assert [k for k, r in rows.items() if r.lambda_max is not None] == [6, 10]
+    x, _ = todo[5]
+    assert rows[6].lambda_max == pytest.approx(float(torch.linalg.eigvalsh(x.T @ x / len(x))[-1]))
 
 
 @pytest.mark.parametrize("into", ["fresh", "same"])

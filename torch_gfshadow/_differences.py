@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,14 @@ from torch_gfshadow._sandbox import Sandbox
 # The shorter steps are for kinks: an activation that switches inside [θ−hv, θ+hv] adds its
 # whole jump divided by 2h, so only a step that crosses none shows the Hessian. On a ReLU network
 # with 1000 samples in float64 the natural step is off by 100 % and the shorter two by 1e-8, 1e-6.
-_FINE_STEPS = (1.0, 1e-2, 1e-4)
+# The longer ones, last, are for models that compute in float32 inside whatever they are cast to
+# (a norm or a loss that calls .float()): there the natural step of float64 is all rounding.
+_FINE_STEPS = (1.0, 1e-2, 1e-4, 8.0, 64.0)
+_SHORTEST = 1e-4
+_LADDER = 8.0
+_RUNGS = 8
+# Rounding at the shortest step is 1e-6 where float64 is what it says.
+_CONFIRMED = 1e-4
 # In float32, 1/64 leaves 2e-3 of rounding; far shorter steps drown.
 _COARSE_STEPS = (1.0, 1 / 16, 1 / 64)
 _FINE_TOLERANCE = 1e-3
@@ -67,9 +75,10 @@ def choose_step(sandbox: Sandbox, theta: Tensor, batch: Any) -> tuple[Step, int]
 
     In float64 the displacement can be so short that it meets no kink and rounding is still at
     1e-6, so that is taken wherever it gives the same gradient as the model's own precision (it
-    does not where dropout draws other masks). Otherwise it tries lengths a factor 4 apart along
-    the gradient and takes the one whose quotient the next shorter one changes least: there
-    truncation and rounding balance (after Gill, Murray, Saunders & Wright 1983).
+    does not where dropout draws other masks), and made longer where the model rounds inside to
+    less than float64. Otherwise it tries lengths a factor 4 apart. Both go along the gradient and
+    take the length whose quotient the next shorter one changes least: there truncation and
+    rounding balance (after Gill, Murray, Saunders & Wright 1983).
     """
     theta = theta.to(sandbox.layout.dtype)
     chunk = [(batch, 1.0)]
@@ -78,20 +87,48 @@ def choose_step(sandbox: Sandbox, theta: Tensor, batch: Any) -> tuple[Step, int]
         return sandbox.gradient(point, chunk)[1]
 
     direction = gradient(theta)
+    n_grads = 1
     try:
-        fine = sandbox.gradient(theta.double(), chunk, torch.float64)[1]
+        point = theta.double()
+        fine = sandbox.gradient(point, chunk, torch.float64)[1]
+        n_grads += 1
         if float((fine - direction).norm()) <= 1e-2 * float(fine.norm()):
-            return Step(torch.float64, torch.finfo(fine.dtype).eps ** (1 / 3) * _FINE_STEPS[-1]), 2
+            relative, more = _in_float64(
+                lambda at: sandbox.gradient(at, chunk, torch.float64)[1], point, fine
+            )
+            return Step(torch.float64, relative), n_grads + more
     except Exception:
         pass
-    if not bool(direction.any()):
-        direction = torch.ones_like(direction)
     # The gradient leans towards the sharp directions, which need the shortest step.
     lengths = [natural_step(theta) * 4.0**-i for i in range(5)]
-    quotients = [central_difference(gradient, theta, direction, length) for length in lengths]
+    quotients = [central_difference(gradient, theta, _nonzero(direction), n) for n in lengths]
     changes = [float((a - b).norm()) for a, b in itertools.pairwise(quotients)]
     best = min(range(len(changes)), key=lambda i: changes[i])
-    return Step(None, lengths[best] / _size(theta)), 2 + 2 * len(lengths)
+    return Step(None, lengths[best] / _size(theta)), n_grads + 2 * len(lengths)
+
+
+def _in_float64(
+    gradient: Callable[[Tensor], Tensor], theta: Tensor, direction: Tensor
+) -> tuple[float, int]:
+    """Return the relative displacement, and the gradients that finding it took."""
+    shortest = natural_step(theta) * _SHORTEST
+    direction = _nonzero(direction)
+    best, least, before = shortest, math.inf, None
+    for rung in range(_RUNGS):
+        length = shortest * _LADDER**rung
+        quotient = central_difference(gradient, theta, direction, length)
+        if before is not None:
+            change = float((quotient - before).norm())
+            if rung == 1 and change <= _CONFIRMED * float(quotient.norm()):
+                return shortest / _size(theta), 4
+            if change < least:
+                best, least = length, change
+        before = quotient
+    return best / _size(theta), 2 * _RUNGS
+
+
+def _nonzero(direction: Tensor) -> Tensor:
+    return direction if bool(direction.any()) else torch.ones_like(direction)
 
 
 class Referee:

@@ -36,6 +36,7 @@ class Measures:
         self._spectrum: Spectrum | None = None
         self._due = SparseSchedule(dense=0, ratio=2.0)
         self._ended: list[Any] = []
+        self._owed: list[int] = []
         self._probed_at: tuple[int, Tensor] | None = None
         self._recogniser = None if parts.objective is None else Recogniser(parts.objective)
 
@@ -57,8 +58,15 @@ class Measures:
         parts, step = self._parts, self._clock.step
         period = parts.settings.probe_every
         due = self._due.due(step) if period is None else every(step, period)
-        probes = [p for p in parts.probes if due and _is_due(p, step) and p not in self._ended]
-        if not probes or parts.curvature is None or parts.objective is None:
+        wanted = [i for i, p in enumerate(parts.probes) if due and _is_due(p, step)]
+        wanted = sorted({*wanted, *self._owed})
+        if parts.curvature is None or parts.objective is None:
+            # no batch to measure on, between windows: at the next record that has one
+            self._owed = wanted if step > 0 else []
+            return None
+        self._owed = []
+        probes = [p for i, p in enumerate(parts.probes) if i in wanted and p not in self._ended]
+        if not probes:
             return None
         point = Point(
             step=step,
@@ -113,6 +121,7 @@ class Measures:
             "lambda_max": self.lambda_max,
             "spectrum": None if spectrum is None else _fields(spectrum),
             "due": self._due.next,
+            "owed": list(self._owed),
             "probes": [state_of(p) for p in self._parts.probes],
             "bounds": [state_of(b) for b in self._parts.bounds],
         }
@@ -120,6 +129,7 @@ class Measures:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a saved state; a bound whose state cannot be saved is left out from here."""
         self.lambda_max, self._due.next = saved["lambda_max"], saved["due"]
+        self._owed = list(saved["owed"])
         self._spectrum = None
         if saved["spectrum"] is not None:
             fields = dict(saved["spectrum"])

@@ -90,10 +90,12 @@ class Minibatch(Follower):
     def stop(self) -> None:
         """Follow nothing until started again."""
         self.shadow, self._piece, self._fresh = None, None, False
+        self._forget()
 
     def skip(self) -> None:
         """Let a step pass; a shadow cannot cross a batch it has not seen."""
         self._observed.take()
+        self._forget()
         if self.shadow is not None:
             self.resync()
 
@@ -110,6 +112,7 @@ class Minibatch(Follower):
         """Make the field of the step to come, from its batches and the gradient it will use."""
         window, self._piece = self._observed.take(), None
         cut, self._cut = self._cut, 0
+        self._forget()
         flow, watched = self._parts.flow, self._parts.watched
         if not self._follows_next or flow is None:
             return
@@ -221,6 +224,14 @@ class Minibatch(Follower):
         audit = self.audit
         folds = audit.kind == "scaled" or (audit.kind == "mismatch" and audit.cosine > _PARALLEL)
         return audit.scale if folds else 1.0
+
+    def _forget(self) -> None:
+        """Let go of the batches of the last step: a record after this one is not of their loss."""
+        parts = self._parts
+        if self._given is None and parts.objective is not None:
+            parts.objective = None
+            if parts.curvature is not None and self._base is not None:
+                parts.curvature.objective = self._base
 
     def _objective(self, window: list[Seen]) -> Objective | None:
         """Return the mean loss of the window's batches; ``None`` if there are none."""

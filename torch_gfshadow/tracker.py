@@ -261,9 +261,9 @@ class Tracker:
             self.follower.note(Status.NON_FINITE, "The run's own parameters are not finite")
             return self._finished({**row, "distance_from_init": None}, extras, loss)
         row.update(self.follower.measure(distance, self._measures.lambda_max))
+        loss_probed = self._probed(row, extras)
+        loss = loss if loss is not None else loss_probed
         if parts.objective is not None:
-            loss_probed = self._probed(row, extras)
-            loss = loss if loss is not None else loss_probed
             audited = self.follower.audit_at()
             loss = audited if audited is not None else loss
             if loss is None and self._losses.due(step):
