@@ -277,7 +277,7 @@ class Tracker:
     def _finished(self, row: dict[str, Any], extras: dict[str, Any], loss: float | None) -> Record:
         parts, ledger = self.parts, self.parts.session.ledger
         status, detail = self.follower.status(row.get("discrepancy"), row.get("solver_error"))
-        curvature = parts.curvature
+        curvature = parts.curvature if parts.objective is not None else None
         record = Record(
             step=self.clock.step,
             time=self.clock.time,
