@@ -27,14 +27,14 @@ _RECORDS = {"tiny": 200, "quick": 15_000, "full": 100_000}
 _DEPTH, _STEP_SIZE = 10, 0.05
 
 
-def network(size: str) -> tuple[nn.Module, Batch]:
-    """Return ten tanh layers (10 million parameters unless tiny) and eight examples."""
+def network(size: str, activation: Callable[[], nn.Module] = nn.Tanh) -> tuple[nn.Module, Batch]:
+    """Return ten layers (10 million parameters unless tiny) and eight examples."""
     width, draw = WIDTH[size], torch.Generator().manual_seed(0)
     layers: list[nn.Module] = []
     for _ in range(_DEPTH):
         layer = nn.utils.skip_init(nn.Linear, width, width, bias=False)
         nn.init.xavier_uniform_(layer.weight, generator=draw)
-        layers += [layer, nn.Tanh()]
+        layers += [layer, activation()]
     data = torch.randn(8, width, generator=draw), torch.arange(8) % width
     return nn.Sequential(*layers), data
 
@@ -59,9 +59,11 @@ def allocated(function: Callable[[], object]) -> tuple[int, int]:
     return peak, held
 
 
-def shadow_memory(size: str, **options: object) -> tuple[float, float]:
+def shadow_memory(
+    size: str, activation: Callable[[], nn.Module] = nn.Tanh, **options: object
+) -> tuple[float, float]:
     """Return the copies at peak and at rest of a shadow beside a few steps of training."""
-    model, batch = network(size)
+    model, batch = network(size, activation)
     optimizer = torch.optim.SGD(model.parameters(), lr=_STEP_SIZE)
     copy = sum(p.numel() * p.element_size() for p in model.parameters())
     chosen = {"probes": [], "bounds": [], **options}

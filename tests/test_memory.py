@@ -15,7 +15,7 @@ from torch_gfshadow import _blocks
 from torch_gfshadow._blocks import combined, dot_of, length_of
 from torch_gfshadow.flows import GradientFlow
 from torch_gfshadow.shadow import FlowField
-from torch_gfshadow.solvers import RKC2, Auto
+from torch_gfshadow.solvers import RKC2, Adams2, Auto
 from torch_gfshadow.solvers.base import Node
 from torch_gfshadow.solvers.low_bar import LowStorageBar
 from torch_gfshadow.solvers.rkc import STRONG, first_order, stages_for
@@ -25,21 +25,27 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import memory
 
 LOW, FULL = RKC2(storage="low"), RKC2(storage="full")
+KINKS, KINKS_FULL = Adams2(storage="low"), Adams2(storage="full")
+LEAN = pytest.mark.parametrize(
+    ("activation", "solver"), [(nn.Tanh, LOW), (nn.ReLU, KINKS)], ids=["rkc2", "adams2"]
+)
 
 
-def test_ten_million_parameters_take_eight_copies_at_most(monkeypatch):
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_ten_million_parameters_take_eight_copies_at_most(activation, monkeypatch):
     monkeypatch.setitem(memory._STEPS, "quick", 3)  # the first audit on the way comes before it
-    peak, rest = memory.shadow_memory("quick")
+    peak, rest = memory.shadow_memory("quick", activation)
     assert peak <= 8.0
     assert rest <= 7.6
     assert peak > 6.0  # it has been measured
 
 
-def test_many_steps_with_audits_and_carried_errors_take_no_more(monkeypatch):
+@LEAN
+def test_many_steps_with_audits_and_carried_errors_take_no_more(activation, solver, monkeypatch):
     monkeypatch.setitem(memory.WIDTH, "tiny", 256)
     monkeypatch.setitem(memory._STEPS, "tiny", 17)
     monkeypatch.setattr(_blocks, "BLOCK", 8192)  # as small beside 655,360 parameters
-    peak, rest = memory.shadow_memory("tiny", solver=LOW)
+    peak, rest = memory.shadow_memory("tiny", activation, solver=solver)
     assert peak <= 8.0
     assert rest <= 7.6
 
@@ -94,8 +100,9 @@ def test_the_bar_holds_against_a_float64_reference(lr):
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 8, 9, 21])
-def test_a_resumed_run_in_low_storage_is_the_same_bit_for_bit(at):
-    options = {"solver": LOW, "probes": []}
+@pytest.mark.parametrize("solver", [LOW, KINKS], ids=["rkc2", "adams2"])
+def test_a_resumed_run_in_low_storage_is_the_same_bit_for_bit(solver, at):
+    options = {"solver": solver, "probes": []}
     whole = uninterrupted(mlp, 30, **options)
     assert same_records(interrupted(mlp, at, 30, **options).records, whole.records)
 
@@ -166,17 +173,16 @@ def test_momentum_keeps_the_way_of_each_step():
         assert seen == pytest.approx(curvature, rel=1e-9)
 
 
-def test_auto_is_low_beyond_two_million_smooth_parameters():
+def test_auto_is_low_beyond_two_million_parameters():
     flow = GradientFlow()
-    for activation, is_low in ((nn.Tanh, True), (nn.ReLU, False)):
+    for activation in (nn.Tanh, nn.ReLU):
         model, data = network(activation)
         objective = objective_of(model, squared, data)
         flow.configure([{"params": objective.layout.params}], objective.layout)
         field = FlowField(flow, objective, "flow")
-        assert Auto().is_low(field, 3_000_000) is is_low
-        assert not Auto().is_low(field, 1_000_000)
-        assert RKC2().is_low(field, 3_000_000)
-        assert not RKC2().is_low(field, 1_000_000)
+        for config in (Auto(), RKC2(), Adams2()):
+            assert config.is_low(field, 3_000_000)
+            assert not config.is_low(field, 1_000_000)
     with pytest.raises(ValueError, match="storage must be 'auto', 'low' or 'full', got 'small'"):
         RKC2(storage="small")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,13 @@ BLOCK = 1 << 17
 
 Terms = Sequence[tuple[Tensor, float]]
 """A linear combination Σ w_i·v_i of vectors of one length, as pairs (v_i, w_i)."""
+
+
+class Stretch(NamedTuple):
+    """A straight stretch of a path: its middle, and the point where it is entered."""
+
+    middle: Terms
+    entered: Terms
 
 
 def blocks(length: int) -> Iterator[slice]:
@@ -32,6 +40,13 @@ def combined(terms: Terms, at: slice = slice(None), dtype: torch.dtype | None = 
         out.mul_(weight)
     for vector, factor in terms[1:]:
         out.add_(vector[at], alpha=factor)
+    return out
+
+
+def fill(out: Tensor, terms: Terms) -> Tensor:
+    """Set ``out`` to Σ w_i·v_i, a block at a time, and return it."""
+    for at in blocks(out.numel()):
+        out[at] = combined(terms, at, out.dtype)
     return out
 
 

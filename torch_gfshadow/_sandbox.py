@@ -5,9 +5,8 @@ Read next: ``objective``, which adds the data, the counting and the checks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -151,12 +150,8 @@ class Sandbox:
         """
         batch = cast_batch(batch, dtype)
         if noted is not None:
-            averaging = Averaging(noted)
-            # a checkpoint would run the forward again and take what it saves for what we saved
-            with averaging, disable_saved_tensors_hooks("a checkpointed model"):
-                result = self._differentiated(params, batch, dtype, _grad)
-            averaging.finish()
-            return result
+            with averaging(noted):
+                return self._differentiated(params, batch, dtype, _grad)
         if create_graph:
             return self._differentiated(params, batch, dtype, _grad_with_graph)
         missing: set[str] = set()
@@ -222,63 +217,14 @@ class Sandbox:
                 flat = torch.add(flat, self.layout.flatten(grads, wide), alpha=weight)
         return total, flat.to(out)
 
-    def add_gradient(
-        self, theta: Tensor | None, chunks: Iterable[tuple[Any, float]], out: Tensor, weight: float
-    ) -> float:
-        """Add ``weight`` times the gradient at ``theta`` to ``out``; return the weighted loss.
-
-        Each parameter's gradient is added when the backward pass has made it and dropped at once,
-        so that all of them never exist together. ``None`` is where the model is.
-        """
-        total = 0.0
-        parts = [
-            part.view(shape)
-            for part, shape in zip(
-                torch.split(out, list(self.layout.sizes)), self.layout.shapes, strict=True
-            )
-        ]
-        with self.guard():
-            if theta is None:
-                leaves = {
-                    name: param.detach().requires_grad_()
-                    for name, param in zip(self.layout.names, self.layout.params, strict=True)
-                }
-            else:
-                leaves = self.params_at(theta, requires_grad=True)
-            for batch, share in chunks:
-                total += share * self._poured(leaves, batch, parts, weight * share)
-        return total
-
-    def _poured(
-        self, leaves: Mapping[str, Tensor], batch: Any, parts: Sequence[Tensor], weight: float
-    ) -> float:
-        if self.by_backward:  # its gradients come in several pieces, and by other ways
-            loss, grads = self.grads(leaves, batch)
-            for part, grad in zip(parts, grads, strict=True):
-                if grad is not None:
-                    part.add_(grad.to(part.device), alpha=weight)
-            return loss.item()
-
-        def pour(leaf: Tensor, part: Tensor) -> None:
-            assert leaf.grad is not None
-            part.add_(dense(leaf.grad).to(part.device), alpha=weight)
-            leaf.grad = None
-
-        hooks = [
-            leaf.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                partial(pour, part=part)
-            )
-            for leaf, part in zip(leaves.values(), parts, strict=True)
-        ]
-        try:
-            with self.swapped(leaves):
-                loss = self.forward(batch)
-                if loss.requires_grad:
-                    torch.autograd.backward(loss, inputs=list(leaves.values()))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return loss.item()
+    def noted(
+        self, params: Mapping[str, Tensor], batch: Any, dtype: torch.dtype | None = None
+    ) -> list[Tensor]:
+        """Return what goes into every activation with a kink on a forward pass at ``params``."""
+        noting = Noting()
+        with torch.no_grad(), self.swapped(params, dtype), noting:
+            self.forward(cast_batch(batch, dtype))
+        return noting.inputs
 
     def _stretched(
         self,
@@ -290,16 +236,29 @@ class Sandbox:
         """Return loss and derivatives, averaged from ``before`` on where that is possible."""
         if before is not None and self.averages:
             try:
-                with torch.no_grad(), self.swapped(before, dtype), Noting() as noting:
-                    self.forward(cast_batch(batch, dtype))
-                if noting.inputs:
-                    return self.grads(params, batch, dtype, noted=noting.inputs)
+                noted = self.noted(before, batch, dtype)
+                if noted:
+                    return self.grads(params, batch, dtype, noted=noted)
             except RuntimeError:
                 # a checkpoint, a gradient penalty, a forward pass that changes its course: if the
                 # error is another, the plain evaluation below raises it again
                 pass
             self.averages = False
         return self.grads(params, batch, dtype)
+
+
+@contextmanager
+def averaging(noted: Sequence[Tensor]) -> Iterator[None]:
+    """Differentiate with slopes averaged over the stretch that ``noted`` was noted at.
+
+    Raises:
+        UnmatchedError: If the forward pass inside is not the one that was noted.
+    """
+    mode = Averaging(noted)
+    # a checkpoint would run the forward again and take what it saves for what we saved
+    with mode, disable_saved_tensors_hooks("a checkpointed model"):
+        yield
+    mode.finish()
 
 
 def _grad(loss: Tensor, inputs: list[Tensor]) -> Iterable[Tensor | None]:

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_gfshadow._blocks import Stretch
 from torch_gfshadow._checks import check_function, explain
 from torch_gfshadow._data import Chunks
 from torch_gfshadow._kinks import Noting
+from torch_gfshadow._pour import add_gradient, write_gradient
 from torch_gfshadow._purity import probing
 from torch_gfshadow._sandbox import Sandbox
 from torch_gfshadow._streams import Streams, python_streams
@@ -145,7 +147,21 @@ class Objective:
             out.add_(grad, alpha=weight)
             return loss
         self.ledger.grads[purpose] += 1
-        return self.sandbox.add_gradient(theta, self._chunks, out, weight)
+        return add_gradient(self.sandbox, theta, self._chunks, out, weight)
+
+    def write_grad(self, out: Tensor, stretch: Stretch, purpose: str) -> float:
+        """Set ``out`` to ∇f in the middle of ``stretch`` and return f there, one evaluation.
+
+        Slopes are averaged over the stretch as :meth:`loss_and_grad` averages them. The model is
+        lent one vector, which is either end of the stretch in turn.
+        """
+        self.ledger.grads[purpose] += 1
+        if self.sandbox.averages:
+            self.ledger.losses[purpose] += 1
+        loss = write_gradient(self.sandbox, stretch, self._chunks, out)
+        if self.ranks is not None:
+            out.copy_(self.averaged(out))
+        return self.mean(loss)
 
     def grad_in(self, theta: Tensor, dtype: torch.dtype, purpose: str) -> Tensor:
         """Return ∇f(θ) as a loop under autocast of ``dtype`` computes it, shape ``[d]``."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_gfshadow._blocks import dot_of
+from torch_gfshadow._blocks import Stretch, dot_of, fill
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import OverBudgetError
 from torch_gfshadow.flows.base import Flow, FlowWithMemory, position
@@ -121,6 +121,20 @@ class FlowField:
         self.loss, self.loss_rate = loss, self.factor * dot_of([(out, 1.0)], here) / a
         if b != 0.0:
             out.add_(theta, alpha=b)
+
+    def write_averaged(self, out: Tensor, stretch: Stretch) -> None:
+        """Set ``out`` to what :meth:`averaged` gives on ``stretch``, and note the same."""
+        known = self._coefficients
+        if known is None:
+            ends = [fill(torch.empty_like(out), terms) for terms in stretch]
+            out.copy_(self.averaged(*ends))
+            return
+        a, b = known
+        self.objective.ledger.charge()
+        self.loss = self.objective.write_grad(out, stretch, self.purpose)
+        decay = [(v, b * w) for v, w in stretch.middle] if b != 0.0 else []
+        self.loss_rate = dot_of([(out, 1.0)], [(out, a), *decay])
+        fill(out, [(out, a), *decay])
 
     @property
     def _coefficients(self) -> tuple[float, float] | None:

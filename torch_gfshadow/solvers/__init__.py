@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from torch_gfshadow.hookspecs import hookimpl
-from torch_gfshadow.solvers.adams import Adams2
 from torch_gfshadow.solvers.auto import Auto
 from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper
 from torch_gfshadow.solvers.embedded import Bosh3, Dopri5, Dopri8
 from torch_gfshadow.solvers.in_torchdiffeq import register_with_torchdiffeq
-from torch_gfshadow.solvers.low_storage import RKC2, is_large
+from torch_gfshadow.solvers.low_adams import Adams2
+from torch_gfshadow.solvers.low_storage import RKC2
+from torch_gfshadow.solvers.storage import is_large
 from torch_gfshadow.specs import SolverSpec
 
 __all__ = [

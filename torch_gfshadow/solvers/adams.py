@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,8 +29,6 @@ from torch_gfshadow.solvers.base import (
     AveragingField,
     Field,
     Node,
-    SolverConfig,
-    Stepper,
     check_saved,
     hermite,
     load_plain,
@@ -210,12 +207,3 @@ class AdamsStepper:
             wanted = h  # the error is of old; shorter steps would not lessen it
         wanted = max(min(wanted, longest), shortest)
         self.next_step = min(max(wanted, h * _SHRINK), h * _GROW)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adams2(SolverConfig):
-    """Two-step Adams–Bashforth with a companion of twice the step, for fields with kinks."""
-
-    def start(self, field: Field, node: Node, first_step: float) -> Stepper:
-        """Return the live method."""
-        return AdamsStepper(field, node, first_step)

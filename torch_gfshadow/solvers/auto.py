@@ -26,6 +26,7 @@ from torch_gfshadow._blocks import Terms
 from torch_gfshadow.solvers.adams import AdamsStepper
 from torch_gfshadow.solvers.base import (
     AveragingField,
+    Blended,
     Field,
     Node,
     SelfGrading,
@@ -36,10 +37,12 @@ from torch_gfshadow.solvers.base import (
     save_plain,
 )
 from torch_gfshadow.solvers.embedded import EmbeddedStepper, dopri5
-from torch_gfshadow.solvers.low_storage import SMALL, LowStorageRKC2
+from torch_gfshadow.solvers.low_adams import LowStorageAdams
+from torch_gfshadow.solvers.low_storage import LowStorageRKC2
 from torch_gfshadow.solvers.rkc2 import RKC2Stepper, predict
 from torch_gfshadow.solvers.roughness import is_rough
 from torch_gfshadow.solvers.spectral import SpectralRadius
+from torch_gfshadow.solvers.storage import SMALL
 
 _WINDOW, _REJECTIONS = 12, 4
 _PAIR_COST, _PAIR_LIMIT = 6, 2.65
@@ -61,7 +64,7 @@ class AutoStepper:
         if isinstance(field, AveragingField) and field.kinked:
             # The pairs hardly see a single kink in a step, and few kinks look smooth when sampled:
             # on small networks their bar was 25 times too low. adams2 compares two solutions.
-            self._inner = AdamsStepper(field, node, 4.0 * first_step)
+            self._inner = self._adams(node, 4.0 * first_step)
         elif low or node.field.numel() > SMALL:
             self._inner = self._rkc2(node, first_step)
         else:
@@ -109,19 +112,19 @@ class AutoStepper:
 
     def blend(self, time: float) -> Terms:
         """Return the solution inside the last step as a sum."""
-        if isinstance(self._inner, LowStorageRKC2):
+        if isinstance(self._inner, Blended):
             return self._inner.blend(time)
         return [(self._inner.interpolate(time), 1.0)]
 
     def release(self) -> None:
         """Let go of the last step, if the solver in use can."""
-        if isinstance(self._inner, LowStorageRKC2):
+        if isinstance(self._inner, Blended):
             self._inner.release()
 
     @property
     def error_terms(self) -> Terms | None:
         """Local error of the last step as a sum."""
-        return self._inner.error_terms if isinstance(self._inner, LowStorageRKC2) else None
+        return self._inner.error_terms if isinstance(self._inner, Blended) else None
 
     @property
     def local_error(self) -> Tensor | None:
@@ -190,7 +193,7 @@ class AutoStepper:
         like, inner = self.right.state, saved["inner"]
         self._spectral.load_state_dict(saved["spectral"], like)
         if inner["solver"] == AdamsStepper.name:
-            self._inner = AdamsStepper(self._field, self.right, 1.0)
+            self._inner = self._adams(self.right, 1.0)
         elif inner["solver"] == RKC2Stepper.name:
             self._inner = self._rkc2(self.right, 1.0)
         else:
@@ -237,6 +240,11 @@ class AutoStepper:
             return LowStorageRKC2(self._field, node, first_step, self._spectral)
         return RKC2Stepper(self._field, node, first_step, spectral=self._spectral)
 
+    def _adams(self, node: Node, first_step: float, left: Node | None = None) -> AdamsStepper:
+        if self._low:
+            return LowStorageAdams(self._field, node, first_step)
+        return AdamsStepper(self._field, node, first_step, left=left)
+
     def _take_over(self, new: _Smooth | AdamsStepper) -> None:
         self._inner, self._wasteful = new, 0
 
@@ -247,7 +255,7 @@ class AutoStepper:
         spacing = max(inner.next_step / 4.0, shortest / 4.0)
         if is_rough(self._field, here, spacing):
             first = max(inner.next_step, shortest)
-            self._take_over(AdamsStepper(self._field, here, first, left=inner.left))
+            self._take_over(self._adams(here, first, inner.left))
             return True
         self._outcomes.clear()
         self._patience = 10 * _WINDOW
@@ -258,13 +266,12 @@ class AutoStepper:
 class Auto(SolverConfig):
     """Dormand–Prince 5(4) or RKC2 on smooth fields, two-step Adams–Bashforth across kinks.
 
-    Beyond two million parameters RKC2 throughout, in low storage (:mod:`..low_storage`).
+    Beyond two million parameters RKC2 throughout, and both in low storage (:mod:`..storage`).
     """
 
     def is_low(self, field: Field, dim: int) -> bool:
-        """Say so of models beyond two million parameters without kinks."""
-        kinked = isinstance(field, AveragingField) and field.kinked
-        return dim > SMALL and isinstance(field, AveragingField) and not kinked
+        """Say so of models beyond two million parameters."""
+        return dim > SMALL and isinstance(field, AveragingField)
 
     def start(self, field: Field, node: Node, first_step: float) -> Stepper:
         """Return the live solver."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from torch_gfshadow._blocks import Terms
+from torch_gfshadow._blocks import Stretch, Terms
 
 
 class Field(Protocol):
@@ -52,6 +52,15 @@ class AddingField(Field, Protocol):
 
     def write(self, out: Tensor, theta: Tensor) -> None:
         """Set ``out`` to F(θ), and remember what :meth:`__call__` does."""
+        ...
+
+
+@runtime_checkable
+class StretchingField(AveragingField, AddingField, Protocol):
+    """A right-hand side that does both."""
+
+    def write_averaged(self, out: Tensor, stretch: Stretch) -> None:
+        """Set ``out`` to what :meth:`averaged` returns on ``stretch``, and remember as it does."""
         ...
 
 

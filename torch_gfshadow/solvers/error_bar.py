@@ -53,9 +53,9 @@ class ErrorBar:
     def __init__(self, field: Field, node: Node, dtype: torch.dtype | None = None) -> None:
         self.two_sided = False
         self._field = field
-        self._error = torch.zeros_like(node.state, dtype=dtype)
+        self._error = self._zeros(node.state, dtype)
         self._start = node.time
-        self._pending = torch.zeros_like(self._error)
+        self._pending = self._zeros(self._error, self._error.dtype)
         self._h_lambda = 0.0
         self._steps, self._evaluations = 0, 0
         self._norm = 0.0
@@ -116,7 +116,7 @@ class ErrorBar:
         """
         error, size = self._error + self._pending, self.value
         norm = float(torch.linalg.vector_norm(error))
-        self._error, self._pending = torch.zeros_like(error), torch.zeros_like(error)
+        self._error, self._pending = (self._zeros(error, error.dtype) for _ in range(2))
         self._norm = self._recent = self._ungraded = self._linear = 0.0
         return error * (size / norm) if norm > 0.0 else None
 
@@ -129,6 +129,9 @@ class ErrorBar:
         load_plain(self, _PLAIN, saved)
         self._error = saved["error"].to(self._error)
         self._pending = saved["pending"].to(self._pending, copy=True)
+
+    def _zeros(self, like: Tensor, dtype: torch.dtype | None) -> Tensor:
+        return torch.zeros_like(like, dtype=dtype)
 
     def _is_due(self) -> bool:
         if self.two_sided:
@@ -183,7 +186,7 @@ class ErrorBar:
             self._norm = plain
 
     def _begin_block(self, node: Node) -> None:
-        self._pending = torch.zeros_like(self._pending)
+        self._pending = self._zeros(self._error, self._error.dtype)
         self._start, self._h_lambda, self._steps, self._evaluations = node.time, 0.0, 0, 0
 
     def _probe_size(self, node: Node) -> float:

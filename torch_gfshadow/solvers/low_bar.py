@@ -34,7 +34,7 @@ class LowStorageBar(ErrorBar):
     ) -> None:
         """Add one accepted step as :meth:`add` does, its local error given as a sum."""
         if terms is not None:
-            size = 0.0
+            size, self._pending = 0.0, self._pending.contiguous()
             for at in blocks(self._pending.numel()):
                 block = combined(terms, at)
                 size += float(torch.dot(block, block))
@@ -47,6 +47,10 @@ class LowStorageBar(ErrorBar):
         """Carry ε to ``node``, where the last step ended, if it is time."""
         if super()._is_due():
             self._carry(node)
+
+    def _zeros(self, like: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """Return zeros that take no space until something is added to them."""
+        return like.new_zeros((), dtype=dtype).expand(like.shape)
 
     def _is_due(self) -> bool:
         return False  # not yet: the step's vectors are still there

@@ -26,7 +26,6 @@ from torch_gfshadow.solvers.base import (
     AddingField,
     Field,
     Node,
-    SolverConfig,
     Stepper,
     add_field,
     check_saved,
@@ -36,41 +35,9 @@ from torch_gfshadow.solvers.base import (
 from torch_gfshadow.solvers.rkc import rkc_increment_by
 from torch_gfshadow.solvers.rkc2 import RKC2Stepper, error_scale
 from torch_gfshadow.solvers.spectral import SpectralRadius
+from torch_gfshadow.solvers.storage import Displaced, StoredConfig, Summed, start_of
 
-SMALL = 2_000_000
-"""Up to this many parameters copies of them are nothing, and states are float64 vectors."""
 _PLAIN = ["next_step", "stages", "_last_step", "_last_ratio", "_times"]
-
-
-def is_large(config: SolverConfig, dim: int) -> bool:
-    """Say whether every copy of the ``dim`` parameters counts, or the solver was told that."""
-    return dim > SMALL or getattr(config, "storage", "auto") == "low"
-
-
-class Displaced(Node):
-    """A node whose state is the sum of two vectors, made when it is asked for."""
-
-    __slots__ = ("base", "moved")
-    base: Tensor
-    moved: Tensor
-
-    def __init__(self, time: float, base: Tensor, moved: Tensor, field: Tensor) -> None:
-        for name, value in (("time", time), ("base", base), ("moved", moved), ("field", field)):
-            object.__setattr__(self, name, value)
-
-    @property
-    def state(self) -> Tensor:
-        """θ̃, a new vector."""
-        return self.base + self.moved
-
-    def shifted(self, offset: Tensor, scale: float) -> Tensor:
-        """Return θ̃ + scale·offset, and make no other vector."""
-        return torch.add(self.base, self.moved).add_(offset, alpha=scale)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the node as tensors and numbers."""
-        base = {"time": self.time, "state": self.base, "field": self.field}
-        return base | {"moved": self.moved.clone()}  # it is changed in place
 
 
 class LowStorageRKC2(RKC2Stepper):
@@ -86,8 +53,7 @@ class LowStorageRKC2(RKC2Stepper):
     def __init__(
         self, field: Field, node: Node, first_step: float, spectral: SpectralRadius | None = None
     ) -> None:
-        base = node.base if isinstance(node, Displaced) else node.state
-        moved = node.moved if isinstance(node, Displaced) else torch.zeros_like(base)
+        base, moved = start_of(node)
         radius = spectral or SpectralRadius(field, kept=torch.bfloat16)
         super().__init__(field, node, first_step, spectral=radius)
         self._base, self._moved = base, moved
@@ -147,7 +113,8 @@ class LowStorageRKC2(RKC2Stepper):
         self.left = self._left_node()
 
     def _left_node(self) -> Node:
-        return _Before(self._times[0], self._base, self._moved, self._left_slope, self._increment)
+        assert self._left_slope is not None
+        return Summed(self._times[0], self.blend(self._times[0]), self._left_slope)
 
     def _reject(self) -> None:
         self._attempted = None
@@ -196,58 +163,14 @@ class LowStorageRKC2(RKC2Stepper):
         self.left = self.right if self._increment is None else self._left_node()
 
 
-class _Before(Displaced):
-    """The node at the start of the last step."""
-
-    __slots__ = ("increment",)
-    increment: Tensor
-
-    def __init__(
-        self,
-        time: float,
-        base: Tensor,
-        moved: Tensor,
-        field: Tensor | None,
-        increment: Tensor | None,
-    ) -> None:
-        assert field is not None
-        assert increment is not None
-        super().__init__(time, base, moved, field)
-        object.__setattr__(self, "increment", increment)
-
-    @property
-    def state(self) -> Tensor:
-        """θ̃ there, a new vector."""
-        return (self.base + self.moved).sub_(self.increment)
-
-
 @dataclass(frozen=True, kw_only=True)
-class RKC2(SolverConfig):
+class RKC2(StoredConfig):
     """Runge–Kutta–Chebyshev of order two: evaluations grow like √(h·λ_max), for stiff flows.
 
     The field's Jacobian must have a real spectrum, as gradient flows have.
 
-    Args:
-        storage: ``"full"`` keeps states of ``dtype``; ``"low"`` a displacement in the parameters'
-            own dtype, at most eight copies of the parameters for the whole shadow instead of
-            thirty; ``"auto"`` is low beyond two million parameters.
-
     Source: Sommeijer, Shampine & Verwer, J. Comput. Appl. Math. 88 (1998).
     """
-
-    storage: str = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.storage not in ("auto", "low", "full"):
-            raise ValueError(
-                f"storage must be 'auto', 'low' or 'full', got {self.storage!r}. "
-                "Leave it out for the default."
-            )
-
-    def is_low(self, field: Field, dim: int) -> bool:
-        """Say whether states of ``dim`` entries are kept in low storage."""
-        return self.storage == "low" or (self.storage == "auto" and dim > SMALL)
 
     def start(self, field: Field, node: Node, first_step: float) -> Stepper:
         """Return the live method."""

@@ -1,0 +1,113 @@
+"""Pour: gradients added to a vector layer by layer, so that all of them never exist together.
+
+Each parameter's gradient is added when the backward pass has made it, and dropped at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_gfshadow._blocks import Stretch, fill
+from torch_gfshadow._sandbox import Sandbox, averaging
+from torch_gfshadow._tree import dense
+
+_Chunks = Iterable[tuple[Any, float]]
+
+
+def add_gradient(
+    sandbox: Sandbox, theta: Tensor | None, chunks: _Chunks, out: Tensor, weight: float
+) -> float:
+    """Add ``weight`` times the gradient at ``theta`` to ``out``; return the weighted loss.
+
+    ``None`` for ``theta`` is where the model is.
+    """
+    total, layout, parts = 0.0, sandbox.layout, _parts(sandbox, out)
+    with sandbox.guard():
+        if theta is None:
+            leaves = {
+                name: param.detach().requires_grad_()
+                for name, param in zip(layout.names, layout.params, strict=True)
+            }
+        else:
+            leaves = sandbox.params_at(theta, requires_grad=True)
+        for batch, share in chunks:
+            total += share * _poured(sandbox, leaves, batch, parts, weight * share)
+    return total
+
+
+def write_gradient(sandbox: Sandbox, stretch: Stretch, chunks: _Chunks, out: Tensor) -> float:
+    """Set ``out`` to the gradient in the middle of ``stretch``; return the weighted loss.
+
+    Slopes of activations with kinks are averaged over the stretch. A model of which that cannot be
+    done is evaluated plainly, from then on.
+    """
+    if sandbox.averages:
+        try:
+            return _written(sandbox, stretch, chunks, out)
+        except RuntimeError:
+            # a checkpoint, a gradient penalty, a forward pass that changes its course: if the
+            # error is another, the plain evaluation below raises it again
+            sandbox.averages = False
+    return _written(sandbox, stretch, chunks, out)
+
+
+def _written(sandbox: Sandbox, stretch: Stretch, chunks: _Chunks, out: Tensor) -> float:
+    total, parts = 0.0, _parts(sandbox, out.zero_())
+    point = torch.empty_like(out)
+    with sandbox.guard():
+        for batch, share in chunks:
+            noted: list[Tensor] = []
+            if sandbox.averages:
+                noted = sandbox.noted(sandbox.params_at(fill(point, stretch.entered)), batch)
+                sandbox.averages = bool(noted)
+            leaves = sandbox.params_at(fill(point, stretch.middle), requires_grad=True)
+            total += share * _poured(sandbox, leaves, batch, parts, share, noted)
+    return total
+
+
+def _parts(sandbox: Sandbox, out: Tensor) -> list[Tensor]:
+    split = torch.split(out, list(sandbox.layout.sizes))
+    return [part.view(shape) for part, shape in zip(split, sandbox.layout.shapes, strict=True)]
+
+
+def _poured(
+    sandbox: Sandbox,
+    leaves: Mapping[str, Tensor],
+    batch: Any,
+    parts: Sequence[Tensor],
+    weight: float,
+    noted: Sequence[Tensor] = (),
+) -> float:
+    if sandbox.by_backward:  # its gradients come in several pieces, and by other ways
+        loss, grads = sandbox.grads(leaves, batch, noted=noted or None)
+        for part, grad in zip(parts, grads, strict=True):
+            if grad is not None:
+                part.add_(grad.to(part.device), alpha=weight)
+        return loss.item()
+
+    def pour(leaf: Tensor, part: Tensor) -> None:
+        assert leaf.grad is not None
+        part.add_(dense(leaf.grad).to(part.device), alpha=weight)
+        leaf.grad = None
+
+    hooks = [
+        leaf.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            partial(pour, part=part)
+        )
+        for leaf, part in zip(leaves.values(), parts, strict=True)
+    ]
+    try:
+        with sandbox.swapped(leaves), averaging(noted) if noted else nullcontext():
+            loss = sandbox.forward(batch)
+            if loss.requires_grad:
+                torch.autograd.backward(loss, inputs=list(leaves.values()))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return loss.item()
