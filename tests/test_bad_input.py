@@ -206,6 +206,10 @@ def test_data_on_another_device(model):
         ({"flow": "gradient_flo"}, r"gradient_flo.*Did you mean 'gradient_flow'"),
         ({"probes": ["lambda_mix"]}, r"lambda_mix.*Did you mean 'lambda_m"),
         ({"bounds": ["nothing"]}, r"'nothing'.*Registered"),
+        (
+            {"flow": "adam_flow"},
+            r"^flow must be one that .*'adam_flow' for a SGD.*no 'eps'\. Leave",
+        ),
         ({"loggers": ["jsonl"]}, r"^loggers must be 'jsonl:<argument>', got 'jsonl'"),
     ],
     ids=lambda v: next(iter(v.items())).__repr__() if isinstance(v, dict) else "",
@@ -232,6 +236,20 @@ def test_an_option_out_of_range(model, options, match):
 def test_an_option_of_another_kind(model, options, match):
     with pytest.raises(TypeError, match=match):
         attach(model, **options)
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, float("nan"), "much"])
+def test_a_weight_that_is_none_fails_open_with_its_reason(model, weight):
+    shadow = attach(model, data=None, on_error="disable")
+    with pytest.warns(RuntimeWarning, match=rf"weight must be a positive number, got {weight!r}"):
+        assert shadow.observe(data(), weight=weight)
+    assert shadow.status == "disabled"
+
+
+@pytest.mark.parametrize("loader", [None, 3])
+def test_a_loader_that_is_none(model, loader):
+    with pytest.raises(TypeError, match=r"^loader must be an iterable of batches, got a \w+\."):
+        attach(model, data=None).watch(loader)
 
 
 def test_a_class_that_is_no_optimizer():

@@ -230,11 +230,16 @@ def test_a_callback_that_raises_stops_nothing():
     ("make", "error", "match"),
     [
         (lambda: gfs.Alerts(edge=0.0), ValueError, r"^edge must be a positive limit, got 0\.0"),
+        (
+            lambda: gfs.Alerts(edge="2"),
+            ValueError,
+            r"^edge must be a positive limit, got '2'\. Leave",
+        ),
         (lambda: gfs.Alerts(discrepancy=-1), ValueError, r"^discrepancy must be a positive limit"),
         (lambda: gfs.Alerts(callback=3), TypeError, r"^callback must be a function of one alert"),
         (lambda: run([1.0], [1.0], 0.1, 0, alerts=2.0), TypeError, r"^alerts must be an Alerts"),
     ],
-    ids=["edge", "discrepancy", "callback", "kind"],
+    ids=["edge", "text", "discrepancy", "callback", "kind"],
 )
 def test_bad_alerts(make, error, match):
     with pytest.raises(error, match=match):

@@ -362,11 +362,24 @@ def test_another_run_is_refused_and_nothing_changed(saved, make, options, match)
 
 
 @pytest.mark.parametrize("wrong", [{}, {"format": 0}, None, {"model": 1}])
-def test_something_that_is_no_state(saved, wrong):
+def test_something_that_is_no_state(wrong):
     model = mlp()
     shadow = attach(model, sgd(model))
     with pytest.raises(ValueError, match=r"^state_dict must be of format 1, got"):
         shadow.load_state_dict(wrong)
+
+
+@pytest.mark.parametrize("lost", ["identity", "tracker"])
+def test_a_state_that_lost_a_part(saved, lost):
+    model = mlp()
+    shadow = attach(model, sgd(model))
+    whole = {key: value for key, value in saved.items() if key != lost}
+    with pytest.raises(ValueError, match=r"^state_dict must be "):
+        shadow.load_state_dict(whole)
+    saved["tracker"].pop("clock")
+    with pytest.raises(ValueError, match=r"^state_dict must be whole, got one without 'clock'\."):
+        shadow.load_state_dict(saved)
+    assert [r.step for r in shadow.records] == [0]
 
 
 # -- files ----------------------------------------------------------------------------------------

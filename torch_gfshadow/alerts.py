@@ -69,7 +69,8 @@ class Alerts:
     def __post_init__(self) -> None:
         for name in ("edge", "discrepancy"):
             value = getattr(self, name)
-            if value is not None and not value > 0.0:
+            number = isinstance(value, (int, float)) and value > 0.0
+            if value is not None and not number:
                 fix = "Leave it out for no such alert."
                 raise ValueError(must(name, "a positive limit", repr(value), fix))
         if self.callback is not None and not callable(self.callback):

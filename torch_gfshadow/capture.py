@@ -23,6 +23,10 @@ class Watching:
     """An iterable of batches that observes each one before it is handed out."""
 
     def __init__(self, batches: Iterable[Any], observe: Callable[[Any], Any]) -> None:
+        if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+            fix = "Pass the DataLoader, as in: for batch in shadow.watch(loader)."
+            got = f"a {type(batches).__name__}"
+            raise TypeError(must("loader", "an iterable of batches", got, fix))
         self._batches, self._observe = batches, observe
 
     def __iter__(self) -> Iterator[Any]:

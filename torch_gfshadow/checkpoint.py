@@ -40,7 +40,8 @@ def load_state(tracker: Tracker, state: Mapping[str, Any]) -> None:
         ValueError: If it is none, or one of another model, objective, data or configuration;
             then nothing is changed.
     """
-    if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+    known = isinstance(state, Mapping) and {"identity", "tracker"} <= state.keys()
+    if not known or state.get("format") != FORMAT:
         got = state.get("format") if isinstance(state, Mapping) else type(state).__name__
         fix = "Pass what shadow.state_dict() returned, in this version of torch_gfshadow."
         raise ValueError(must("state_dict", f"of format {FORMAT}", repr(got), fix))
@@ -49,6 +50,10 @@ def load_state(tracker: Tracker, state: Mapping[str, Any]) -> None:
     try:
         tracker.load_state_dict(state["tracker"])
         _check_objective(tracker)
+    except KeyError as error:
+        tracker.load_state_dict(before)
+        fix = "Pass what shadow.state_dict() returned, in this version of torch_gfshadow."
+        raise ValueError(must("state_dict", "whole", f"one without {error}", fix)) from error
     except Exception:
         tracker.load_state_dict(before)
         raise

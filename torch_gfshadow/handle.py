@@ -143,7 +143,11 @@ class Shadow:
         return batch
 
     def watch(self, loader: Iterable[Any]) -> Watching:
-        """Return ``loader``, each of its batches observed as it is handed out."""
+        """Return ``loader``, each of its batches observed as it is handed out.
+
+        Raises:
+            TypeError: If ``loader`` cannot be iterated over.
+        """
         return Watching(loader, self.observe)
 
     def capture(

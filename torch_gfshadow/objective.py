@@ -282,11 +282,12 @@ class Objective:
             raise ObjectiveError(must("objective", "finite, with its gradient", got, fix))
         noise = max(1e-6, 4 * torch.finfo(self.layout.dtype).eps)
         if abs(once - again) > noise * max(abs(once), abs(again)):
-            raise ObjectiveError(
-                "objective must be deterministic: two evaluations at the same θ gave "
-                f"{once:.6g} and {again:.6g}. Call model.eval(), or draw every random number "
-                "from torch's own generators: those are replayed."
+            got = f"{once:.6g} and {again:.6g} from two evaluations at the same θ"
+            fix = (
+                "Call model.eval(), or draw every random number from torch's own generators: "
+                "those are replayed."
             )
+            raise ObjectiveError(must("objective", "deterministic", got, fix))
         if not bool(grad.any()):
             self._check_reached(theta, first)
         return loss, grad

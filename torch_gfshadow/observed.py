@@ -7,12 +7,14 @@ them after the forward pass, so a step that happened must open a new window, too
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 
 from torch_gfshadow._sandbox import Replay
 from torch_gfshadow._streams import Streams
+from torch_gfshadow.errors import must
 from torch_gfshadow.watched import Watched
 
 
@@ -36,7 +38,14 @@ class Observed:
         self._window: list[Seen] = []
 
     def add(self, batch: Any, weight: float) -> None:
-        """Take in the batch whose forward pass comes next, and the random numbers it will see."""
+        """Take in the batch whose forward pass comes next, and the random numbers it will see.
+
+        Raises:
+            ValueError: If ``weight`` is not positive.
+        """
+        if not (isinstance(weight, (int, float)) and 0.0 < weight < math.inf):
+            fix = "It weighs the batch's mean loss among those of one step; 1 is alike."
+            raise ValueError(must("weight", "a positive number", repr(weight), fix))
         if self._window and not self._accumulating():
             self._window.clear()
         if not isinstance(batch, Replay):

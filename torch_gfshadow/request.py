@@ -121,6 +121,10 @@ def check_clock(flow: Flow, optimizer: torch.optim.Optimizer, layout: Layout) ->
     try:
         flow.configure(optimizer.param_groups, layout)
         step_size = flow.step_size(optimizer.param_groups)
+    except KeyError as error:
+        got = f"{flow.name!r} for a {type(optimizer).__name__}, whose groups have no {error}"
+        fix = "Leave flow= out, or name a flow of this optimizer."
+        raise ValueError(must("flow", "one that the optimizer can have", got, fix)) from error
     except Exception as error:
         raise ValueError(str(error)) from error
     if not 0.0 <= step_size < math.inf:
