@@ -11,6 +11,8 @@ from torch import nn
 
 L = pytest.importorskip("lightning.pytorch")
 
+from torchmetrics import MeanSquaredError  # noqa: E402
+
 from torch_gfshadow.integrations.lightning import GFShadowCallback  # noqa: E402
 
 pytestmark = [
@@ -32,7 +34,7 @@ class Net(L.LightningModule):
         super().__init__()
         self.body = nn.Sequential(nn.Linear(IN, 8), nn.Tanh(), nn.Linear(8, OUT))
         self.options = dict(lr=lr, momentum=momentum)
-        self.calls = 0
+        self.outputs, self.error = [], MeanSquaredError()
 
     def forward(self, x):
         return self.body(x)
@@ -44,7 +46,14 @@ class Net(L.LightningModule):
         loss = self.loss(batch)
         self.log("loss", loss)
         self.log_dict({"twice": 2 * loss})
+        self.outputs.append(loss.detach())
+        self.error.update(self(batch[0]), batch[1])  # adds to its sums in place
         return {"loss": loss}
+
+    def on_train_epoch_end(self):
+        self.log("mean", torch.stack(self.outputs).mean())
+        self.log("error", self.error.compute())
+        self.outputs.clear()
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), **self.options)
@@ -62,12 +71,17 @@ class Manual(Net):
     def training_step(self, batch, batch_idx):
         optimizer = self.optimizers()
         optimizer.zero_grad()
-        self.manual_backward(self.loss(batch))
+        loss = self.loss(batch)
+        self.manual_backward(loss)
         optimizer.step()
+        self.outputs.append(loss.detach())
+        self.error.update(self(batch[0]), batch[1])
 
 
 def own(module, batch):
-    return module.loss(batch)
+    loss = module.loss(batch)
+    module.log("not of the run", loss)
+    return loss
 
 
 class Keeper(L.loggers.logger.Logger):

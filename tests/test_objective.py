@@ -1,3 +1,4 @@
+import collections
 import gc
 import random
 import warnings
@@ -20,6 +21,7 @@ from torch.utils.data import (
 from zoo import IN, OUT, ZOO, Checkpointed, Float32Only, N, Tied, layout_of, make, mlp, squared
 
 from torch_gfshadow import _data
+from torch_gfshadow.curvature import Curvature
 from torch_gfshadow.errors import ObjectiveError
 from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.objective import Objective, probing
@@ -431,6 +433,43 @@ def test_what_a_forward_pass_stores_on_its_modules_is_forgotten():
     build(model, batch, storing)
     assert (model.calls, model.last, model.training) == (0, "the user's", True)
     assert not hasattr(model, "fresh")
+
+
+class Keeping(nn.Module):
+    """Keeps what people keep: outputs in lists, sums in tensors, counts in dictionaries."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(IN, OUT)
+        self.outputs, self._last = [], collections.deque(maxlen=3)
+        self.total, self.by_kind = torch.zeros(()), {"train": {"count": 0, "all": []}}
+        self.seen, self.alias = set(), self.outputs
+        self.layer.outputs = self.outputs
+
+    def forward(self, x):
+        y = self.layer(x)
+        self.outputs.append(y)
+        assert len(self.alias) == len(self.layer.outputs) == len(self.outputs)
+        self._last.append(y)
+        self.total += y.detach().sum().float()
+        self.by_kind["train"]["count"] += 1
+        self.by_kind["train"]["all"].append(y)
+        self.seen.add(len(self.outputs))
+        return y
+
+
+def test_what_a_forward_pass_adds_to_a_modules_lists_and_sums_is_forgotten():
+    model, batch = Keeping().double(), make("mlp")[1]
+    squared(model, batch)
+    total = model.total.clone()
+    objective = build(model, batch)
+    objective.loss_and_grad(elsewhere(objective), "flow")
+    objective.loss(elsewhere(objective), "loss")
+    Curvature(objective).at(elsewhere(objective))(torch.ones(objective.layout.dim).double())
+    assert (len(model.outputs), len(model._last), model.seen) == (1, 1, {1})
+    assert model.alias is model.outputs is model.layer.outputs
+    assert model.by_kind["train"]["count"] == len(model.by_kind["train"]["all"]) == 1
+    assert torch.equal(model.total, total)
 
 
 def test_an_objective_that_differentiates_by_the_parameters_can_be_followed():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -25,6 +27,11 @@ _FUSED_ATTENTION: tuple[tuple[Callable[[], bool], Callable[[bool], Any]], ...] =
 _math_enabled: Callable[[], bool] = torch.backends.cuda.math_sdp_enabled
 
 _MISSING = object()
+
+_CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, defaultdict, Counter})
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_LOOKED_INTO = 64
+"""Entries of a container beyond which it is copied without what they hold: a vocabulary, say."""
 
 # One number for the whole process: a checkpointed forward is recomputed in autograd's own
 # threads, so a thread-local flag would let hooks capture our batch as the user's.
@@ -96,7 +103,9 @@ class Host:
     calls, ``model.parameters()`` and closures over the model see it too; tied parameters get
     one tensor. Attributes, parameters and buffers are put back by identity afterwards: what a
     forward pass stores on its modules (batch statistics, counters, the weight of weight_norm,
-    a train/eval flag) is forgotten.
+    a train/eval flag) is forgotten. Tensors, lists, dictionaries and sets among the attributes
+    are lent as copies, so that what a forward pass adds to them in place (a metric's sums, a
+    step's outputs, activations) is, too.
     """
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
@@ -121,9 +130,13 @@ class Host:
             for store in (module.__dict__, module._parameters, module._buffers)
         ]
         lent: dict[int, Tensor] = {}
+        copies: dict[int, Any] = {}
         found = set()
         try:
             for module in modules:
+                for key, value in module.__dict__.items():
+                    if key not in _OF_EVERY_MODULE and _is_kept(value):
+                        module.__dict__[key] = _copied(value, copies)
                 for key, param in list(module._parameters.items()):
                     if param is None:
                         continue
@@ -157,6 +170,23 @@ class Host:
         finally:
             for store, content in saved:
                 _put_back(store, content)
+
+
+def _is_kept(value: Any) -> bool:
+    """Return whether an attribute may be changed in place by a forward pass that keeps count."""
+    return type(value) in _CONTAINERS or (type(value) is Tensor and not value.requires_grad)
+
+
+def _copied(value: Any, copies: dict[int, Any]) -> Any:
+    """Return a copy of a tensor or container, and of those in it; what is shared stays shared."""
+    if id(value) not in copies:
+        twin = value.clone() if isinstance(value, Tensor) else copy.copy(value)
+        copies[id(value)] = twin
+        if not isinstance(value, (Tensor, set)) and len(value) <= _LOOKED_INTO:
+            for key in list(value) if isinstance(value, dict) else range(len(value)):
+                if _is_kept(value[key]):
+                    twin[key] = _copied(value[key], copies)
+    return copies[id(value)]
 
 
 def _held_fixed(param: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,8 +37,8 @@ class GFShadowCallback(Callback):  # type: ignore[misc]
 
     Args:
         objective: ``objective(module, batch)`` → scalar mean loss. By default the module's own
-            ``training_step``, with its logging silenced; under manual optimization that takes
-            steps itself, so an objective must be given.
+            ``training_step``; under manual optimization that takes steps itself, so an objective
+            must be given. What either logs is not logged.
         data: As for :func:`torch_gfshadow.attach`; ``"train"`` is the run's training data, moved
             to its device. None follows the flow of each batch trained on (mode ``"batch"``).
         optimizer: Which of several optimizers, counted from 0.
@@ -77,7 +78,7 @@ class GFShadowCallback(Callback):  # type: ignore[misc]
         if not 0 <= self._index < len(trainer.optimizers):
             fix = f"The run has {len(trainer.optimizers)} optimizers."
             raise ValueError(must("optimizer", "the number of one", repr(self._index), fix))
-        objective = self._objective or _own_step(pl_module)
+        objective = _quiet(self._objective) if self._objective else _own_step(pl_module)
         data = self._data
         if isinstance(data, str):
             if data != TRAIN:
@@ -140,15 +141,25 @@ def _own_step(module: LightningModule) -> ObjectiveFunction:
     takes_index = len(inspect.signature(module.training_step).parameters) > 1
 
     def objective(model: Any, batch: Any) -> Tensor:
-        with _silent(model):
-            out = model.training_step(batch, 0) if takes_index else model.training_step(batch)
+        out = model.training_step(batch, 0) if takes_index else model.training_step(batch)
         loss = out["loss"] if isinstance(out, Mapping) else out
         if not isinstance(loss, Tensor):
             fix = "Return the loss, or a dict with the key 'loss'."
             raise ValueError(must("training_step", "returning a loss", repr(loss), fix))
         return loss
 
-    return objective
+    return _quiet(objective)
+
+
+def _quiet(objective: ObjectiveFunction) -> ObjectiveFunction:
+    """Return ``objective`` with the module's logging silenced while it runs."""
+
+    @functools.wraps(objective)
+    def quiet(model: Any, batch: Any) -> Tensor:
+        with _silent(model):
+            return objective(model, batch)
+
+    return quiet
 
 
 @contextmanager
