@@ -141,26 +141,20 @@ def test_a_learning_rate_that_is_no_number(model, rate):
         attach(model, optimizer=sgd(model, lr=rate))
 
 
-def test_complex_parameters():
-    weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
-    with pytest.raises(ValueError, match=r"^model must be of real parameters, got .*complex64\."):
-        gfs.attach(torch.optim.SGD([weight], lr=0.1))
+@pytest.mark.parametrize("options", [{}, {"mode": "batch"}, {"data": (torch.ones(2),)}], ids=str)
+def test_complex_parameters_where_a_flow_is_followed(options):
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    match = r"^model must be of real parameters where a flow .*complex64\. Attach with mode=\"pass"
+    with pytest.raises(ValueError, match=match):
+        gfs.attach(optimizer, model, lambda m, b: m.weight.abs().sum(), **options)
 
 
 def test_a_lazy_model():
     lazy = nn.Sequential(nn.LazyLinear(3))
     with pytest.raises(ValueError, match=r"^model must be initialised, got .*Run one batch"):
         attach(lazy)
-
-
-def test_a_model_that_is_cast_midway_fails_open_with_its_reason(model):
-    optimizer = sgd(model)
-    shadow = attach(model, optimizer=optimizer, on_error="disable")
-    model.double()
-    loss_of(model, data(torch.float64)).backward()
-    with pytest.warns(RuntimeWarning, match=r"model must keep the dtype and device .*float64"):
-        optimizer.step()
-    assert shadow.status == "disabled"
 
 
 @pytest.mark.parametrize("wrong", [True, "model"])

@@ -20,9 +20,9 @@ from torch_gfshadow.curvature import Curvature
 from torch_gfshadow.doctor import diagnose, load_factory
 from torch_gfshadow.doctor.derivatives import check_derivatives
 from torch_gfshadow.doctor.setup import made
+from torch_gfshadow.layouts import layout_of
 from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.objective import Objective
-from torch_gfshadow.watched import layout_of
 
 
 def factory_of(make, dtype=torch.float64):

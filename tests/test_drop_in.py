@@ -523,24 +523,6 @@ def test_the_discrepancy_of_sgds_options_is_second_order_in_one_step(options):
     assert found[0] / found[1] == pytest.approx(4.0, rel=0.1)
 
 
-@pytest.mark.parametrize("edit", ["added", "dropped"])
-def test_a_change_that_cannot_be_followed_fails_open_with_its_reason(edit):
-    model = mlp()
-    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters()}]
-    optimizer = torch.optim.SGD(groups, lr=0.1)
-    shadow = shadow_of(optimizer, model, on_error="disable")
-    full_batch(optimizer, model, 2)
-    if edit == "added":
-        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
-    else:
-        optimizer.param_groups = optimizer.param_groups[:1]
-    match = "must step the parameters it was attached"
-    with pytest.warns(RuntimeWarning, match=match):
-        full_batch(optimizer, model, 2)
-    assert shadow.status == "disabled"
-    assert len(shadow.records) == 3
-
-
 def test_an_objective_that_turns_nan_stops_the_shadow_and_not_the_run():
     def run(on):
         model, seen, shadow = mlp(), {"step": 0}, None

@@ -3,7 +3,8 @@ import torch
 from loops import Looked, data, loss_of, mlp, seed, sgd, tied
 from torch import nn
 
-from torch_gfshadow.watched import Watched, layout_of
+from torch_gfshadow.layouts import layout_of
+from torch_gfshadow.watched import Watched
 
 
 def watched(model, **options):
@@ -128,20 +129,43 @@ def test_a_run_that_diverged_is_not_an_edit(model):
 
 def test_parameters_that_come_and_go_are_seen(model):
     optimizer, seen = watched(model)
-    assert not seen.has_other_params()
+    assert not seen.changed()
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
-    assert seen.has_other_params()
+    assert seen.changed()
     optimizer.param_groups = optimizer.param_groups[:1]
-    assert not seen.has_other_params()
+    assert not seen.changed()
     model[0].weight.requires_grad_(False)
-    assert seen.has_other_params()
+    assert seen.changed()
+    seen.adopt(layout_of(optimizer, model))
+    assert not seen.changed()
+    model.float()
+    assert seen.changed()
 
 
 def test_a_frozen_addition_is_no_change(model):
     optimizer, seen = watched(model)
     frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
     optimizer.add_param_group({"params": [frozen]})
-    assert not seen.has_other_params()
+    assert not seen.changed()
+
+
+def test_where_all_is_frozen_nothing_changes(model):
+    _, seen = watched(model)
+    model.requires_grad_(False)
+    assert not seen.changed()
+
+
+def test_a_step_of_parameters_that_are_not_in_the_layout_yet_is_not_skipped(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model[2].requires_grad_(False)
+    seen = Watched(optimizer, layout_of(optimizer, model))
+    model[0].requires_grad_(False)
+    model[2].requires_grad_(True)
+    optimizer.zero_grad()
+    assert seen.skips()
+    loss_of(model, data(torch.float64)).backward()
+    assert model[0].weight.grad is None
+    assert not seen.skips()
 
 
 def test_groups_are_read_anew_after_a_state_was_loaded(model):

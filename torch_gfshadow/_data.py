@@ -91,6 +91,7 @@ class Chunks:
 
     def __init__(self, data: Any, devices: Iterable[torch.device] = ()) -> None:
         self._make = _maker(data)
+        self._fit: Callable[[Tensor], Tensor] = _usable
         self._streams = Streams(
             [*torch_streams(devices), *python_streams(), *_own_streams(data, set())]
         )
@@ -110,6 +111,28 @@ class Chunks:
             return
         self._start = from_plain(streams)
         self._look()
+
+    def fitted(
+        self, old: tuple[torch.dtype, torch.device], new: tuple[torch.dtype, torch.device]
+    ) -> Chunks:
+        """Return the same data for a model that was cast or moved.
+
+        Args:
+            old: Dtype and device that the model had.
+            new: Those it has now. Tensors of the old dtype are cast, tensors on the old device
+                moved; others are left alone.
+        """
+        twin, given = copy.copy(self), self._fit
+
+        def fit(tensor: Tensor) -> Tensor:
+            tensor = given(tensor)
+            dtype = new[0] if tensor.dtype == old[0] else tensor.dtype
+            return tensor.to(new[1] if tensor.device == old[1] else tensor.device, dtype)
+
+        twin._fit = fit
+        if self._kept is not None:
+            twin._kept = [map_tensors(fit, batch) for batch in self._kept]
+        return twin
 
     @property
     def sizes(self) -> list[int]:
@@ -172,7 +195,7 @@ class Chunks:
                 self._streams.load(state)
                 if iterator is None:
                     iterator = iter(self._make())
-                batch = map_tensors(_usable, next(iterator, _END))
+                batch = map_tensors(self._fit, next(iterator, _END))
                 state = self._streams.state()
             if batch is _END:
                 return

@@ -52,6 +52,16 @@ class Sandbox:
         self._unused: set[str] = set()
         self.averages = True
 
+    def relaid(self, layout: Layout) -> Sandbox:
+        """Return a sandbox for another layout of the same model, with the same random numbers.
+
+        On other devices there are other streams: then it draws those of this moment.
+        """
+        twin = Sandbox(self.model, self.fn, layout)
+        if twin.devices == self.devices:
+            twin.random_state = self.random_state
+        return twin
+
     def state_dict(self) -> dict[str, Any]:
         """Return the random numbers of every evaluation, and what was learned of the model."""
         state = {"random_state": self.random_state, "by_backward": self.by_backward}

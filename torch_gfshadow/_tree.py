@@ -39,8 +39,18 @@ def local(tensor: Tensor) -> Tensor:
     return mine
 
 
+def real_view(tensor: Tensor) -> Tensor:
+    """Return ``tensor``; of a complex one, real and imaginary part of each entry in a row.
+
+    That is how torch.optim steps complex parameters, and it keeps norms: ‖z‖² = Σ Re² + Im².
+    """
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 class Layout:
     """Order, shapes, dtypes and devices of the parameters that make up θ ∈ R^d.
+
+    A complex parameter counts as twice as many real ones.
 
     Args:
         names: One name per parameter, as ``model.named_parameters()`` spells it.
@@ -51,9 +61,10 @@ class Layout:
         self.names = tuple(names)
         self.params = tuple(params)
         self.shapes = tuple(p.shape for p in params)
-        self.sizes = tuple(p.numel() for p in params)
+        self.sizes = tuple(p.numel() * (1 + p.is_complex()) for p in params)
         self.dim = sum(self.sizes)
-        self._homes = [(p.dtype, p.device) for p in params]
+        self.ids = frozenset(map(id, params))
+        self.homes = self._present()
 
     @property
     def device(self) -> torch.device:
@@ -62,19 +73,22 @@ class Layout:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Widest floating dtype among the parameters."""
+        """Widest floating dtype among the parameters; a complex one counts as its parts'."""
         dtype = self.params[0].dtype
         for param in self.params[1:]:
             dtype = torch.promote_types(dtype, param.dtype)
-        return dtype
+        return dtype.to_real()
 
     def moved(self) -> bool:
-        """Say whether a parameter has another dtype or device than when this was made."""
-        return [(p.dtype, p.device) for p in self.params] != self._homes
+        """Say whether a parameter has another dtype, device or shape than when this was made."""
+        return self._present() != self.homes
+
+    def _present(self) -> list[tuple[torch.dtype, torch.device, torch.Size]]:
+        return [(p.dtype, p.device, p.shape) for p in self.params]
 
     def flatten(self, tensors: Iterable[Tensor | None], dtype: torch.dtype | None = None) -> Tensor:
         """Copy ``tensors`` (``None`` counts as zeros) into one new vector of shape ``[d]``."""
-        tensors = [whole(t.detach()) if t is not None else None for t in tensors]
+        tensors = [real_view(whole(t.detach())) if t is not None else None for t in tensors]
         dtype = dtype or self.dtype
         if all(t is not None and t.dtype == dtype and t.device == self.device for t in tensors):
             return torch.cat([t.detach().reshape(-1) for t in tensors if t is not None])
@@ -100,7 +114,7 @@ class Layout:
         """
         total, start = 0.0, 0
         for param, size in zip(self.params, self.sizes, strict=True):
-            flat = whole(param.detach()).reshape(-1).to(self.device)
+            flat = real_view(whole(param.detach())).reshape(-1).to(self.device)
             for at in blocks(size):
                 here = slice(start + at.start, start + at.stop)
                 block = combined([(flat[at], 1.0), *((v[here], w) for v, w in terms)])

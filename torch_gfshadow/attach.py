@@ -3,50 +3,34 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from torch_gfshadow._streams import Streams, torch_streams
 from torch_gfshadow.alerts import Alerts
+from torch_gfshadow.blueprint import Blueprint, ObjectiveFunction
 from torch_gfshadow.clock import FlowClock
 from torch_gfshadow.curvature import Curvature
 from torch_gfshadow.errors import must
 from torch_gfshadow.flows import Flow
-from torch_gfshadow.follow import Follower
 from torch_gfshadow.handle import Shadow
 from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.loggers import make_header
-from torch_gfshadow.minibatch import Minibatch
-from torch_gfshadow.objective import Objective
-from torch_gfshadow.observed import Observed
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.plugins import Plugins
 from torch_gfshadow.ranks import Ranks, is_distributed, rank_here, spoken_for
-from torch_gfshadow.request import (
-    check_clock,
-    check_kinds,
-    choose_flow,
-    expanded,
-    host_of,
-    innermost,
-    named,
-    resolved_mode,
-    source_of,
-)
+from torch_gfshadow.request import check_kinds, expanded, innermost, named, resolved_mode
 from torch_gfshadow.session import Session, Settings
 from torch_gfshadow.solvers import SolverConfig
 from torch_gfshadow.tracker import Tracker
-from torch_gfshadow.watched import Watched, layout_of
+from torch_gfshadow.watched import Watched
 
-ObjectiveFunction = Callable[[nn.Module, Any], Tensor]
 _Opt = TypeVar("_Opt", bound=torch.optim.Optimizer)
 
 _SHADOWS: weakref.WeakKeyDictionary[torch.optim.Optimizer, Shadow] = weakref.WeakKeyDictionary()
-_NO_FLOAT64 = ("mps",)
 
 
 def attach(
@@ -179,33 +163,33 @@ def attach(
         fix = f"Registered: {', '.join(registry.names('solvers'))}."
         raise TypeError(must("solver", "a name or a solver configuration", repr(solver), fix))
     ledger = Ledger()
-    layout = layout_of(inner, model)
-    if layout.device.type in _NO_FLOAT64 and solver_config.dtype == torch.float64:
-        solver_config = replace(solver_config, dtype=torch.float32)
-    follows = settings.mode != "passive" and (objective is not None or settings.mode != "reference")
-    chosen, why = choose_flow(registry, inner, flow, config) if follows else (None, "")
-    watched = Watched(inner, layout)
-    if chosen is not None:
-        check_clock(chosen, inner, layout)
+    blueprint = Blueprint(
+        model=model,
+        function=objective,
+        probe_model=probe_model,
+        flow=flow,
+        hvp=hvp,
+        solver=solver_config,
+        settings=settings,
+        config=config,
+        plugins=registry,
+        ledger=ledger,
+    )
+    follows, layout = blueprint.follows, blueprint.layout(inner)
+    chosen, why = blueprint.flow_for(inner, layout)
     several = is_distributed() if distributed is None else distributed
     ranks = Ranks() if several and follows else None
-    target = None
-    host, own = (
-        host_of(model, probe_model, layout) if follows and model is not None else (model, layout)
-    )
-    if host is not None and follows and objective is not None and data is not None:
-        with torch.inference_mode(False), torch.no_grad(), ledger.timing(), spoken_for(ranks):
-            target = Objective(host, objective, data, own, ledger, ranks=ranks)
+    target = blueprint.objective(layout, data, ranks)
     written = loggers if not several or rank_here() == 0 else ()
     parts = Parts(
-        watched=watched,
+        watched=Watched(inner, layout),
         settings=settings,
         session=Session(config=config, ledger=ledger, rank=rank_here() if several else 0),
         plugins=registry,
         objective=target,
         curvature=Curvature(target, hvp) if target is not None else None,
         flow=chosen,
-        solver=solver_config,
+        solver=blueprint.solver_for(layout),
         probes=[registry.build("probes", p) for p in probes] if follows else [],
         bounds=[registry.build("bounds", b) for b in expanded(bounds, follows=target is not None)],
         loggers=[registry.build("loggers", item) for item in written],
@@ -213,17 +197,10 @@ def attach(
         ranks=ranks,
         alerts=alerts,
     )
-    clock = FlowClock()
-    if settings.mode in ("batch", "local") and model is not None and chosen is not None:
-        devices = {p.device for p in model.parameters()}
-        observed = Observed(watched, Streams(torch_streams(devices)))
-        follower: Follower = Minibatch(parts, clock, observed)
-        if objective is not None and host is not None:
-            parts.source = source_of(host, objective, own, ledger, ranks)
-    else:
-        follower = Follower(parts, clock)
+    parts.source = blueprint.source(parts, objective)
+    tracker = Tracker(parts, FlowClock(), blueprint)
     previous = _SHADOWS.get(inner)
-    shadow = Shadow(Tracker(parts, clock, follower), model)
+    shadow = Shadow(tracker, model)
     with spoken_for(ranks):
         shadow._start(make_header(config, seed))
     if previous is None or not previous._attached:

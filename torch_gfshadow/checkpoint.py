@@ -26,11 +26,8 @@ _LOSS_RTOL = 1e-4
 
 def save_state(tracker: Tracker) -> dict[str, Any]:
     """Return all that the records to come depend on, with the identity of the run."""
-    return {
-        "format": FORMAT,
-        "identity": _identity(tracker.parts),
-        "tracker": tracker.state_dict(),
-    }
+    state = tracker.state_dict()  # first: it takes in which parameters are trained
+    return {"format": FORMAT, "identity": _identity(tracker.parts), "tracker": state}
 
 
 def load_state(tracker: Tracker, state: Mapping[str, Any]) -> None:
@@ -45,6 +42,7 @@ def load_state(tracker: Tracker, state: Mapping[str, Any]) -> None:
         got = state.get("format") if isinstance(state, Mapping) else type(state).__name__
         fix = "Pass what shadow.state_dict() returned, in this version of torch_gfshadow."
         raise ValueError(must("state_dict", f"of format {FORMAT}", repr(got), fix))
+    tracker.take_in()
     _check_identity(_identity(tracker.parts), state["identity"])
     before = tracker.state_dict()
     try:
@@ -136,7 +134,8 @@ def _check_identity(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
                 "state_dict",
                 f"of the same {part}",
                 f"one with {shown} = {other!r}, here {value!r}",
-                "Attach as the run that was saved was attached, then load.",
+                "Attach as the run that was saved was attached, with the parameters it trained "
+                "then, and load.",
             )
         )
 

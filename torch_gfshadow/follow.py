@@ -16,7 +16,6 @@ from torch_gfshadow._data import map_tensors
 from torch_gfshadow._plain import load_state, state_of
 from torch_gfshadow.audit import Audit, compare, compare_parts
 from torch_gfshadow.clock import FlowClock, SparseSchedule
-from torch_gfshadow.errors import FlowError
 from torch_gfshadow.factors import Factors
 from torch_gfshadow.flows.base import FlowWithMemory, lifted, position
 from torch_gfshadow.objective import Objective
@@ -40,6 +39,7 @@ class Follower:
         step_size: η of the step under way, or of the last one.
         since: Flow time at which the shadow last started.
         audit: Verdict on the last pair of gradients compared.
+        given: The objective on the data that ``attach`` was given, if any.
     """
 
     def __init__(self, parts: Parts, clock: FlowClock) -> None:
@@ -54,6 +54,7 @@ class Follower:
         self._noted: list[tuple[Status, str]] = []
         self._factors = Factors()
         self._parts, self._clock = parts, clock
+        self.given = parts.objective
 
     @property
     def mode(self) -> str:
@@ -71,6 +72,15 @@ class Follower:
     def idle(self) -> bool:
         """Whether the step to come may pass without :meth:`before` and :meth:`after`."""
         return not self.needs_gradient
+
+    def succeed(self, before: Follower) -> None:
+        """Take over what does not depend on which parameters are trained."""
+        self.step_size = before.step_size
+        self._noted, self._halves = before._noted, before._halves
+        self._audits.next = self._clock.step + 1
+        if self.given is None and before.given is not None:  # until the parameters fit it again
+            self.given = before.given
+            self.given.forget_initial()
 
     def start(self, theta: Tensor) -> None:
         """Start where the run stands, from what the objective's own checks found there."""
@@ -158,23 +168,8 @@ class Follower:
         self._noted.append((status, detail))
 
     def read_step_size(self) -> None:
-        """Read η from the optimizer, and start anew if its other hyperparameters changed.
-
-        Raises:
-            FlowError: If the optimizer steps other parameters than it was attached with.
-        """
+        """Read η from the optimizer, and follow another field if its hyperparameters changed."""
         flow, watched = self._parts.flow, self._parts.watched
-        if flow is not None and watched.has_other_params():
-            raise FlowError(
-                "optimizer must step the parameters it was attached with, got others. "
-                "Add, freeze and unfreeze parameters before attach(), or attach anew."
-            )
-        if flow is not None and watched.layout.moved():
-            raise FlowError(
-                "model must keep the dtype and device it was attached with, got "
-                f"{watched.layout.dtype} on {watched.layout.device}. "
-                "Move it before attach(), or attach anew."
-            )
         if flow is not None and copy.copy(flow).configure(watched.groups, watched.layout):
             self._reconfigured()
         self._read_pace()
@@ -183,7 +178,7 @@ class Follower:
         """Read η as :meth:`read_step_size` does, or leave all as it is if the field changed, too.
 
         Returns:
-            Whether η was read. The optimizer's parameters must be those it was attached with.
+            Whether η was read. The optimizer's parameters must be those of the layout.
         """
         flow, watched = self._parts.flow, self._parts.watched
         if flow is not None and copy.copy(flow).configure(watched.groups, watched.layout):
@@ -254,6 +249,9 @@ class Follower:
 
     def observe(self, batch: Any, weight: float) -> None:
         """Ignore a batch: the full objective knows its data."""
+
+    def random_state(self) -> Any:
+        """Nothing: no forward pass of the run's is repeated."""
 
     def resync(self) -> None:
         """Set the shadow to the run's own parameters."""

@@ -20,7 +20,6 @@ from torch_gfshadow.minibatch import Minibatch
 from torch_gfshadow.plotting import plot_records
 from torch_gfshadow.record import Record
 from torch_gfshadow.report import run_of, write_report
-from torch_gfshadow.request import source_of
 from torch_gfshadow.status import Status
 from torch_gfshadow.tracker import Tracker
 
@@ -179,12 +178,11 @@ class Shadow:
             model if model is not None else self._model,
             criterion,
             self.observe,
-            follower.random_state,
+            self._tracker.random_state,
         )
         self._attachment.guarded(capture.install)
-        if parts.source is None and self._model is not None:
-            layout, ledger = parts.watched.layout, parts.session.ledger
-            parts.source = source_of(self._model, capture.objective, layout, ledger, parts.ranks)
+        if parts.source is None:
+            parts.source = self._tracker.blueprint.source(parts, capture.objective)
         return capture
 
     # -- saving -------------------------------------------------------------------------------
@@ -197,7 +195,8 @@ class Shadow:
         ``torch.load(..., weights_only=True)``. Tensors are shared with the live shadow, which
         never changes them in place. Call it between steps.
         """
-        return save_state(self._tracker)
+        with torch.inference_mode(False), torch.no_grad():
+            return save_state(self._tracker)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the saved shadow stood, bit for bit on the CPU.

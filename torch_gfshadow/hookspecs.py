@@ -88,8 +88,9 @@ def gfshadow_solvers() -> Sequence[SolverSpec]:  # type: ignore[empty-body]
 def gfshadow_flow_for(optimizer: Any, config: Mapping[str, Any]) -> str | None:
     """Name the flow that is this optimizer's continuous limit; ``None`` passes the question on.
 
-    Asked once per session with ``flow="auto"``. The newest plugin is asked first, the built-in
-    answer last; without any the shadow is passive. One that raises is muted and the next is asked.
+    Asked with ``flow="auto"`` when a session begins, and when it goes on with other parameters. The
+    newest plugin is asked first, the built-in answer last; without any the shadow is passive. One
+    that raises is muted and the next is asked.
 
     Args:
         optimizer: The torch optimizer itself, unwrapped.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from torch_gfshadow._plain import load_state, state_of
 from torch_gfshadow._recycled import Recycled
-from torch_gfshadow.bounds import Bound, View
+from torch_gfshadow.bounds import Bound, BoundValue, View
+from torch_gfshadow.bounds.base import DISCREPANCY
 from torch_gfshadow.clock import FlowClock, SparseSchedule, every
 from torch_gfshadow.eigen import Spectrum
 from torch_gfshadow.network import Recogniser
@@ -38,7 +40,56 @@ class Measures:
         self._ended: list[Any] = []
         self._owed: list[int] = []
         self._probed_at: tuple[int, Tensor] | None = None
-        self._recogniser = None if parts.objective is None else Recogniser(parts.objective)
+        self.look_anew()
+        self._as_given = [state_of(member) for member in self._members]
+        self._over = self._unproved = ""
+
+    @property
+    def _members(self) -> list[Any]:
+        return [*self._parts.probes, *self._parts.bounds]
+
+    def begin_anew(self, step: int, why: str) -> None:
+        """Forget what was measured before ``step``: other parameters are trained from there on.
+
+        Probes are due at the next record. A limit of λ_min is about one point and goes on; one of
+        the discrepancy is about the way there, and ends.
+
+        Args:
+            step: The next one.
+            why: What happened, as a sentence without its full stop.
+        """
+        self.lambda_max = self._spectrum = self._probed_at = None
+        self.look_anew()
+        self._due.next = step
+        self.end_limits(why)
+        for member, state in zip(self._members, self._as_given, strict=True):
+            if state is not None:
+                load_state(member, state)
+
+    def look_anew(self) -> None:
+        """Forget what kind of network the model was found to be."""
+        objective = self._parts.objective
+        self._recogniser = None if objective is None else Recogniser(objective)
+
+    def end_limits(self, why: str, *, certified: bool = False) -> None:
+        """Give no limits of the discrepancy any more: they are about a flow that is left.
+
+        Args:
+            why: As in :meth:`begin_anew`.
+            certified: End only those that claim to be certain. Where the shadow starts anew at an
+                iterate, an estimate of how far flow and iterate part still serves.
+        """
+        if certified:
+            self._unproved = self._unproved or why
+        else:
+            self._over = self._over or why
+
+    def _limit(self, value: BoundValue) -> BoundValue:
+        """Return ``value``, or why it is none any more."""
+        over = self._over or (self._unproved if value.certified else "")
+        if not over or value.of != DISCREPANCY:
+            return value
+        return BoundValue(math.inf, (), f"No bound: {over}.")
 
     def probe(
         self,
@@ -99,7 +150,7 @@ class Measures:
             arguments = (record, view) if _takes_view(bound) else (record,)
             value = self._parts.isolated(bound.update, *arguments, who=f"bound {bound.name}")
             if value is not None and (view is not None or record.step == 0):
-                cells[bound.name] = value.to_cell(record)
+                cells[bound.name] = self._limit(value).to_cell(record)
         return dataclasses.replace(record, bounds=cells) if cells else record
 
     def _view(self, record: Record) -> View | None:
@@ -122,6 +173,7 @@ class Measures:
             "spectrum": None if spectrum is None else _fields(spectrum),
             "due": self._due.next,
             "owed": list(self._owed),
+            "over": [self._over, self._unproved],
             "probes": [state_of(p) for p in self._parts.probes],
             "bounds": [state_of(b) for b in self._parts.bounds],
         }
@@ -130,6 +182,7 @@ class Measures:
         """Go on from a saved state; a bound whose state cannot be saved is left out from here."""
         self.lambda_max, self._due.next = saved["lambda_max"], saved["due"]
         self._owed = list(saved["owed"])
+        self._over, self._unproved = saved.get("over", ("", ""))
         self._spectrum = None
         if saved["spectrum"] is not None:
             fields = dict(saved["spectrum"])

@@ -43,7 +43,7 @@ class Minibatch(Follower):
     def __init__(self, parts: Parts, clock: FlowClock, observed: Observed) -> None:
         super().__init__(parts, clock)
         self._observed = observed
-        self._base = self._given = parts.objective
+        self._base = parts.objective
         self._restarts = parts.settings.mode == "local"
         self._fresh = False
         self._piece: tuple[Objective, float, tuple[float, Tensor] | None] | None = None
@@ -53,6 +53,18 @@ class Minibatch(Follower):
         self._cut = 0
         self.audit = type(self.audit)("pending" if parts.settings.audit else "none")
 
+    def succeed(self, before: Follower) -> None:
+        """Take over what does not depend on which parameters are trained.
+
+        The batches of the step to come among it, as long as its random numbers come from the same
+        devices. Without data the objective is checked anew on the first of them.
+        """
+        super().succeed(before)
+        if isinstance(before, Minibatch):
+            self._fresh = before._fresh or before.shadow is not None
+            if before._observed.devices == self._observed.devices:
+                self._observed, self._cut = before._observed, before._cut
+
     @property
     def mode(self) -> str:
         """``"batch"`` or ``"local"``."""
@@ -61,7 +73,7 @@ class Minibatch(Follower):
     @property
     def wants_batches(self) -> bool:
         """Whether the batches of the step to come are needed."""
-        return self._follows_next and not (self._restarts and self._given is not None)
+        return self._follows_next and not (self._restarts and self.given is not None)
 
     @property
     def needs_gradient(self) -> bool:
@@ -228,7 +240,7 @@ class Minibatch(Follower):
     def _forget(self) -> None:
         """Let go of the batches of the last step: a record after this one is not of their loss."""
         parts = self._parts
-        if self._given is None and parts.objective is not None:
+        if self.given is None and parts.objective is not None:
             parts.objective = None
             if parts.curvature is not None and self._base is not None:
                 parts.curvature.objective = self._base
@@ -236,15 +248,15 @@ class Minibatch(Follower):
     def _objective(self, window: list[Seen]) -> Objective | None:
         """Return the mean loss of the window's batches; ``None`` if there are none."""
         parts = self._parts
-        if self._restarts and self._given is not None:
-            return self._given
+        if self._restarts and self.given is not None:
+            return self.given
         if not window or (self._base is None and parts.source is None):
             return None
         if self._base is None:
             self._base = self._first_objective(window[0].replay.batch)
         total = sum(seen.weight for seen in window)
         made = self._base.on([(seen.replay, seen.weight / total) for seen in window])
-        if self._given is None:
+        if self.given is None:
             parts.objective = made
             if parts.curvature is None:
                 parts.curvature = Curvature(made, str(parts.session.config["hvp"]))

@@ -54,6 +54,7 @@ class Objective:
     Attributes:
         initial: ``(f, ∇f)`` at the parameters the objective was built at.
         n_chunks: Forward passes one evaluation takes.
+        unsettled: Whether :meth:`settle` is due.
         sandbox: Raw, uncounted derivatives of single batches.
 
     Raises:
@@ -102,6 +103,8 @@ class Objective:
         self._chunks: Chunks | list[tuple[Any, float]] = Chunks(data, self.sandbox.devices)
         self._share = self._part_of_all()
         self._loss_needs_graph = False
+        self.unsettled = False
+        self._as_given = self._chunks, layout.homes[0][:2]
         # The user's function may draw from these; only torch's streams are replayed.
         with Streams(python_streams()).kept():
             self.initial = self._checked()
@@ -203,6 +206,40 @@ class Objective:
         twin._chunks = Chunks(data, self.sandbox.devices)
         twin._share = twin._part_of_all()
         return twin
+
+    def relaid(self, layout: Layout) -> Objective:
+        """Return the same objective of other parameters of the model, or of the model cast.
+
+        Same data, same random numbers. Nothing is evaluated yet, and there is no ``initial``:
+        :meth:`settle` comes before the first evaluation.
+        """
+        twin = copy.copy(self)
+        twin.layout, twin.sandbox = layout, self.sandbox.relaid(layout)
+        twin.initial = math.nan, torch.zeros(0)
+        twin.unsettled = True
+        return twin
+
+    def settle(self) -> None:
+        """Evaluate once after :meth:`relaid`, to learn what the model's activations are.
+
+        Data that do not fit a model that was cast or moved are cast or moved alike. What the
+        user's function raises then is raised here.
+        """
+        if not self.unsettled:
+            return
+        self.unsettled = False
+        self._chunks, was = self._as_given
+        theta, now = self.layout.current(), self.layout.homes[0][:2]
+        needs_graph = self._loss_needs_graph
+        self.ledger.losses["setup"] += 1
+        try:
+            self._trial(theta, next(self.chunks())[0])
+        except RuntimeError:
+            if was == now or not isinstance(self._chunks, Chunks):
+                raise
+            self._loss_needs_graph = needs_graph
+            self._chunks = self._chunks.fitted(was, now)
+            self._trial(theta, next(self.chunks())[0])
 
     def forget_initial(self) -> None:
         """Let go of the gradient at the parameters the objective was built at."""

@@ -8,12 +8,13 @@ them after the forward pass, so a step that happened must open a new window, too
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 
 from torch_gfshadow._sandbox import Replay
-from torch_gfshadow._streams import Streams
+from torch_gfshadow._streams import Streams, torch_streams
 from torch_gfshadow.errors import must
 from torch_gfshadow.watched import Watched
 
@@ -30,11 +31,12 @@ class Observed:
 
     Args:
         watched: Tells whether gradients are there.
-        streams: The random streams a forward pass draws from.
+        devices: Those whose random streams a forward pass draws from.
     """
 
-    def __init__(self, watched: Watched, streams: Streams) -> None:
-        self._watched, self._streams = watched, streams
+    def __init__(self, watched: Watched, devices: Iterable[torch.device]) -> None:
+        self.devices = frozenset(devices)
+        self._watched, self._streams = watched, Streams(torch_streams(self.devices))
         self._window: list[Seen] = []
 
     def add(self, batch: Any, weight: float) -> None:

@@ -148,13 +148,17 @@ def expanded(bounds: Sequence[object], *, follows: bool) -> list[object]:
 
 
 def source_of(
-    model: nn.Module, function: Any, layout: Layout, ledger: Ledger, ranks: Ranks | None
+    model: nn.Module,
+    function: Any,
+    layout: Callable[[], Layout],
+    ledger: Ledger,
+    ranks: Ranks | None,
 ) -> Callable[[Any], Objective]:
     """Return what makes the objective of a first batch, counted and timed as setup."""
 
     def made(batch: Any) -> Objective:
         # as a callable: a list of tensors would itself be taken for a batch
-        return Objective(model, function, lambda: iter([batch]), layout, ledger, ranks=ranks)
+        return Objective(model, function, lambda: iter([batch]), layout(), ledger, ranks=ranks)
 
     return made
 

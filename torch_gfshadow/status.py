@@ -17,6 +17,7 @@ class Status(StrEnum):
     SCALED = "scaled"
     UNOBSERVED = "unobserved"
     MISMATCH = "mismatch"
+    NEW_LAYOUT = "new_layout"
     EXTERNAL_EDIT = "external_edit"
     STIFF = "stiff"
     NON_FINITE = "non_finite"
@@ -68,6 +69,10 @@ _SENTENCES = {
         "The gradient of the objective is not the gradient the optimizer used. If the run steps "
         "on minibatches of the data, the discrepancy holds their sampling noise, too; otherwise "
         "this is the shadow of another problem: make objective(model, batch) the loss trained."
+    ),
+    Status.NEW_LAYOUT: (
+        "The optimizer steps other parameters than before, or they changed their dtype or device. "
+        "The shadow starts anew with these, where the run stands; discrepancies start from 0."
     ),
     Status.EXTERNAL_EDIT: (
         "The parameters were changed outside the optimizer. "

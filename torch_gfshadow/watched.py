@@ -14,68 +14,14 @@ from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from torch_gfshadow._purity import unwrap
 from torch_gfshadow._sample import Sample
 from torch_gfshadow._tree import Layout, dense
-from torch_gfshadow.errors import must
+from torch_gfshadow.layouts import trainable
 
 _LISTS = ("params", "param_names")
 _members, _trainable = itemgetter("params"), attrgetter("requires_grad")
-
-
-def layout_of(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> Layout:
-    """Return the parameters the optimizer steps, named as the model names them.
-
-    Args:
-        optimizer: Its trainable parameters, in the order of its groups, make up θ.
-        model: Gives the names; without one they are numbered.
-
-    Returns:
-        The layout; a tied parameter appears once, frozen ones do not appear.
-
-    Raises:
-        ValueError: If the optimizer steps no parameter, or one the model does not hold.
-    """
-    seen: set[int] = set()
-    params: list[nn.Parameter] = []
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            if id(param) not in seen and param.requires_grad:
-                seen.add(id(param))
-                params.append(param)
-    if not params:
-        raise ValueError(
-            must(
-                "optimizer",
-                "stepping at least one trainable parameter",
-                "none with requires_grad",
-                "Pass model.parameters() to it before attaching.",
-            )
-        )
-    for param in params:
-        if isinstance(param, nn.parameter.UninitializedParameter):
-            fix = "Run one batch through the model before attaching."
-            raise ValueError(must("model", "initialised", "a lazy parameter without shape", fix))
-        if param.is_complex():
-            fix = "Hold real and imaginary part in a real parameter: torch.view_as_complex(p)."
-            raise ValueError(must("model", "of real parameters", f"one of {param.dtype}", fix))
-    if model is None:
-        return Layout([f"param_{i}" for i in range(len(params))], params)
-    names = {id(p): name for name, p in unwrap(model).named_parameters()}
-    missing = [tuple(p.shape) for p in params if id(p) not in names]
-    if missing:
-        raise ValueError(
-            must(
-                "model",
-                "the module whose parameters the optimizer steps",
-                f"one without {len(missing)} of its {len(params)} parameters "
-                f"(shapes {missing[:3]})",
-                "Pass the same model to attach() and to the optimizer.",
-            )
-        )
-    return Layout([names[id(p)] for p in params], params)
 
 
 class Watched:
@@ -83,12 +29,16 @@ class Watched:
 
     def __init__(self, optimizer: torch.optim.Optimizer, layout: Layout) -> None:
         self._optimizer = weakref.ref(optimizer)
+        self._seen: list[dict[str, Any]] | None = None
+        self.adopt(layout)
+
+    def adopt(self, layout: Layout) -> None:
+        """Watch the parameters of ``layout``, where they are now, and let go of those before."""
         self.layout = layout
-        self._ids = {id(p) for p in layout.params}
+        self._listed: tuple[list[int], list[bool]] = [], []
         self._first = layout.params[0]
         self._sample = Sample(layout.params)
-        self._seen: list[dict[str, Any]] | None = None
-        self._listed: tuple[list[int], list[bool]] = [], []
+        self._sample.mark()
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -107,15 +57,17 @@ class Watched:
         optimizer = self.optimizer
         return {} if optimizer is None else optimizer.state
 
-    def has_other_params(self) -> bool:
-        """Say whether the optimizer steps more or fewer parameters than when it was attached.
+    def changed(self) -> bool:
+        """Say whether θ is made of other parameters than :attr:`layout` says, or in another dtype.
 
-        ``add_param_group``, (un)freezing and rebinding ``param_groups`` do that.
+        ``add_param_group``, (un)freezing, rebinding ``param_groups``, casting and moving a model do
+        that. Not where nothing is left to train: nothing moves, then.
         """
-        if _identities(self.groups) == self._listed:
-            return False
-        now = {id(p) for g in self.groups for p in g["params"] if p.requires_grad}
-        return now != self._ids
+        if _identities(self.groups) != self._listed:
+            now = {id(p) for p in trainable(self.groups)}
+            if now and now != self.layout.ids:
+                return True
+        return self.layout.moved()
 
     def gradient(self) -> Tensor:
         """Return the gradient the step is about to use, shape ``[d]``, unscaled."""
@@ -147,11 +99,13 @@ class Watched:
         found = getattr(self.optimizer, "found_inf", None)
         if found is not None and float(found) > 0:
             return True
-        if all(p.grad is None for p in self.layout.params):
+        # not those of the layout: all of them may have been frozen, and others thawed
+        grads = [p.grad for g in self.groups for p in g["params"] if p.grad is not None]
+        if not grads:
             return True
         if any(float(group["lr"]) != 0.0 for group in self.groups):
             return False
-        return all(p.grad is None or not bool(dense(p.grad).any()) for p in self.layout.params)
+        return not any(bool(dense(grad).any()) for grad in grads)
 
     def mark(self) -> None:
         """Remember a sample of the parameters as they are now."""

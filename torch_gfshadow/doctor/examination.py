@@ -17,10 +17,10 @@ from torch_gfshadow.doctor.runs import differing, step_of, trained
 from torch_gfshadow.doctor.setup import Factory, Setup, made
 from torch_gfshadow.errors import GFShadowError, must
 from torch_gfshadow.handle import Shadow
+from torch_gfshadow.layouts import layout_of
 from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.status import Status
-from torch_gfshadow.watched import layout_of
 
 _SHOWN = 3
 

@@ -23,6 +23,11 @@ _LEVELS = {
     "wrong objective": "problem",
     "no shadow": "warning",
 }
+_TROUBLE = {
+    Status.NEW_LAYOUT: "note",
+    Status.UNRESOLVED: "warning",
+    Status.EXTERNAL_EDIT: "warning",
+}
 # Statuses that are what the user asked for, or that the verdict has already said
 _SILENT = (Status.OK, Status.PENDING, Status.PASSIVE)
 EDGE = 2.0
@@ -142,7 +147,7 @@ def _trouble(run: Run) -> Iterator[Finding]:
         if status in (Status.MISMATCH, Status.SCALED):
             continue  # the verdict and the audit have said so
         first = next(r for r in run.records if r.status is status)
-        level = "warning" if status in (Status.UNRESOLVED, Status.EXTERNAL_EDIT) else "problem"
+        level = _TROUBLE.get(status, "problem")
         text = (
             f"{count:,} of {len(run.records):,} records, first at step {first.step:,}. "
             f"{_sentence(first.status_detail or status.sentence)}"

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from torch_gfshadow.curvature import Curvature
+from torch_gfshadow.layouts import layout_of
 from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.loggers.base import to_json_ready
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.probes import Point, Probe
 from torch_gfshadow.record import FIELDS
 from torch_gfshadow.testing.isolation import random_states, same
-from torch_gfshadow.watched import layout_of
 
 
 def quadratic_point(hessian: Tensor, theta: Tensor, *, step_size: float | None = 0.1) -> Point:
