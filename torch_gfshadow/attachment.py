@@ -6,16 +6,21 @@ Read next: ``hooks``, which says when a step is one, and ``tracker``, which they
 from __future__ import annotations
 
 import logging
+import os
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from torch_gfshadow.errors import GFShadowError
 from torch_gfshadow.hooks import StepHooks
 from torch_gfshadow.tracker import Tracker
 
 _log = logging.getLogger(__name__)
+
+_attached: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
 
 class Attachment:
@@ -50,6 +55,7 @@ class Attachment:
             self.timed(self._tracker.start)()
         self._hooks.install(optimizer, self.timed(self._tracker.reloaded))
         self.attached = True
+        _attached.add(self)
 
     def end(self) -> None:
         """Take the hooks off and close the loggers; the second time nothing is left to do."""
@@ -59,6 +65,23 @@ class Attachment:
             self._tracker.finish()
             if self._parts.ranks is not None:
                 self._parts.ranks.leave("detached")
+
+    def stay_behind(self) -> None:
+        """Leave everything to the process this one was forked from: its files, ranks, console.
+
+        A worker of a DataLoader, or a child that trains on, has a copy of all that is in memory,
+        and shares the files. Nothing is written, closed, warned of or told to anybody.
+        """
+        self._hooks.remove()
+        self.attached, self.disabled = False, True
+        self._parts.ranks = None
+        self._tracker.outlet.abandon()
+        self._parts.session.errors.append(
+            GFShadowError(
+                "The shadow stayed with the process that attached it; this one was forked from it. "
+                "Attach anew to measure here."
+            )
+        )
 
     def guarded(self, function: Callable[[], None]) -> None:
         """Call something of ours in the middle of the user's loop; its errors are ours."""
@@ -114,3 +137,13 @@ def _forget_frames(error: BaseException | None) -> None:
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
+
+
+def _stay_behind() -> None:
+    for attachment in list(_attached):
+        if attachment.attached:
+            attachment.stay_behind()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_stay_behind)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow._blocks import blocks, widened
-from torch_gfshadow._tree import whole
+from torch_gfshadow._tree import real_view, whole
 from torch_gfshadow.used import UsedGradients
 from torch_gfshadow.watched import Watched
 
@@ -70,7 +70,7 @@ class BorrowedGradients(UsedGradients):
         self.step_length = layout.distance([(at, -1.0)])
         parts = [self.now] if self.now is not None else [g for g, _ in self._lent or []]
         size = (self._norm or 0.0) ** 2
-        there = [whole(p) for p in layout.params]
+        there = [real_view(whole(p.detach())) for p in layout.params]
         along = (_dot(parts, there) - _dot(parts, [at])) / size if size > 0.0 else 0.0
         left = math.sqrt(max(self.step_length**2 - along**2 * size, 0.0))
         rounding = torch.finfo(layout.dtype).eps * layout.distance([])

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
@@ -258,6 +258,10 @@ class Shadow:
         trace: TracebackType | None,
     ) -> None:
         self.detach()
+
+    def __reduce__(self) -> NoReturn:
+        fix = "It belongs to its optimizer in this process: save shadow.state_dict() instead."
+        raise TypeError(must("shadow", "left where it is", "a copy or pickle of it", fix))
 
     def __repr__(self) -> str:
         count = len(self.records)

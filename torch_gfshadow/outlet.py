@@ -63,6 +63,11 @@ class Outlet:
         self._sinks.finish(summary)
         self._parts.plugins.notify("gfshadow_detach", session=self._parts.session)
 
+    def abandon(self) -> None:
+        """Hand on nothing any more, and close nothing: it is all another process's."""
+        self._held = None
+        self._sinks = Sinks(self._parts)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the records, and whether the last one is still held."""
         records = [record.state_dict() for record in self._parts.session.records]

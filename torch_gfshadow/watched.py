@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow._sample import Sample
-from torch_gfshadow._tree import Layout, dense
+from torch_gfshadow._tree import Layout, dense, real_view
 from torch_gfshadow.layouts import trainable
 
 _LISTS = ("params", "param_names")
@@ -80,7 +80,7 @@ class Watched:
         return flat
 
     def gradients(self) -> list[Tensor] | None:
-        """Return the very tensors the step is about to use, one per parameter.
+        """Return the very tensors the step is about to use, one per parameter, or real views.
 
         ``None`` where they are not plain (sparse, sharded, missing) or not yet unscaled.
         """
@@ -88,7 +88,7 @@ class Watched:
         if getattr(self.optimizer, "grad_scale", None) is not None:
             return None
         plain = [g for g in grads if g is not None and type(g) is Tensor and not g.is_inference()]
-        plain = [g for g in plain if g.layout is torch.strided]
+        plain = [real_view(g) for g in plain if g.layout is torch.strided]
         return plain if len(plain) == len(grads) else None
 
     def skips(self) -> bool:
