@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from torch_gfshadow import discovery
 from torch_gfshadow.discovery import forget_installed
 from torch_gfshadow.errors import PluginError
 from torch_gfshadow.plugins import Plugins
@@ -257,6 +258,31 @@ def test_the_environment_disables_by_entry_point_or_distribution(disabled, monke
 def test_a_session_disables_by_entry_point_or_distribution(disabled):
     assert "two" not in Plugins(disable=[disabled]).names("loggers")
     assert found() == {"one", "two", "three"}
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("thre", "'three'"), ("gfshadow-thrre", "'gfshadow-three'"), ("zzzzzz", None)],
+)
+@pytest.mark.usefixtures("three")
+def test_a_misspelt_name_to_disable_is_refused_with_the_near_ones(name, near, monkeypatch):
+    monkeypatch.setenv("TORCH_GFSHADOW_LOAD_PLUGINS", "one")  # what it leaves out is known still
+    Plugins(disable=["two"])
+    with pytest.raises(ValueError, match=r"^disable_plugins must be made of names of ") as refused:
+        Plugins(disable=["two", name])
+    said = str(refused.value)
+    assert f"installed plugins, got {name!r}. " in said
+    assert "one (gfshadow-one 1)" in said.partition("Installed: ")[2]
+    assert ("Did you mean" in said) == (near is not None)
+    assert near is None or near in said
+
+
+def test_with_nothing_installed_there_is_nothing_to_disable(monkeypatch):
+    monkeypatch.setattr(discovery, "_entry_points", lambda: ())
+    with pytest.raises(ValueError, match=r"got 'slq'\. Installed: none\.$"):
+        Plugins(disable=["slq"])
+    with pytest.raises(TypeError, match=r"^disable_plugins must be a list of names, got 3\."):
+        Plugins(disable=[3])
 
 
 def test_a_disabled_plugin_is_not_even_imported(install, monkeypatch):

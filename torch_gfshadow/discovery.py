@@ -5,6 +5,7 @@ Read plugins.py next: it registers what is found here.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 import re
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-from torch_gfshadow.errors import PluginError, unknown_name
+from torch_gfshadow.errors import PluginError, must, unknown_name
 from torch_gfshadow.hookspecs import PROJECT
 
 LOAD = "TORCH_GFSHADOW_LOAD_PLUGINS"
@@ -65,10 +66,14 @@ def discover(disable: Sequence[str] = ()) -> list[Installed]:
 
     Raises:
         PluginError: If the environment asks for a plugin that is not installed.
+        TypeError: If ``disable`` holds something else than names.
+        ValueError: If it names a plugin that is not installed: a misspelt name would leave it on.
     """
     wanted = os.environ.get(LOAD)
     off = {*disable, *_names(os.environ.get(DISABLED, ""))}
     found = _entry_points()
+    for name in disable:
+        _check_installed(name, [owner for owner, _ in found])
     if wanted is not None:
         for name in _names(wanted):
             if not any(owner.answers_to({name}) for owner, _ in found):
@@ -109,6 +114,21 @@ def _load(owner: Owner, entry: metadata.EntryPoint) -> Installed:
         fault.__cause__ = error
         warnings.warn(str(fault), RuntimeWarning, stacklevel=2)
         return Installed(owner, error=fault)
+
+
+def _check_installed(name: object, owners: Sequence[Owner]) -> None:
+    if not isinstance(name, str):
+        fix = 'Name what `gfshadow plugins list` shows: disable_plugins=["slq"].'
+        raise TypeError(must("disable_plugins", "a list of names", repr(name), fix))
+    if not any(owner.answers_to({name}) for owner in owners):
+        known = {part for owner in owners for part in (owner.name, owner.distribution) if part}
+        close = difflib.get_close_matches(name, sorted(known), n=3)
+        hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+        shown = ", ".join(str(owner) for owner in owners) or "none"
+        condition = "made of names of installed plugins"
+        raise ValueError(
+            must("disable_plugins", condition, repr(name), f"{hint}Installed: {shown}.")
+        )
 
 
 def _names(text: str) -> list[str]:
