@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -184,6 +185,33 @@ def test_an_optimizer_without_a_flow_is_passive_and_says_why():
     assert "Adadelta" in diagnosis["flow"].found
 
 
+def test_an_optimizer_without_a_step_size_is_the_first_thing_said():
+    def factory():
+        model = plain()
+        batch = torch.randn(N, IN), torch.randn(N, OUT)
+        return torch.optim.LBFGS(model.parameters()), model, squared, batch
+
+    diagnosis = diagnose(factory, steps=2)
+    assert [f.check for f in diagnosis.findings] == ["optimizer"]
+    assert "known size, got torch.optim.lbfgs.LBFGS" in diagnosis["optimizer"].found
+
+
+def test_a_model_that_rounds_to_float32_inside_is_judged_all_the_same():
+    transformers = pytest.importorskip("transformers")
+
+    def factory():
+        shape = dict(hidden_size=12, intermediate_size=16, num_hidden_layers=1, vocab_size=31)
+        heads = dict(num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=16)
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **heads))
+        words = torch.randint(0, 31, (6, 8))
+        batch = {"input_ids": words, "labels": words}
+        return model, lambda model, batch: model(**batch).loss, batch
+
+    diagnosis = diagnose(factory, steps=2)
+    assert diagnosis["Hessian product"].level == "ok", diagnosis["Hessian product"].found
+    assert "'func'" in diagnosis["Hessian product"].found
+
+
 def test_the_users_own_step_is_what_the_audit_sees():
     def factory(clip=None, extra=0.0):
         model = plain().double()
@@ -215,7 +243,7 @@ def test_the_users_own_step_is_what_the_audit_sees():
 
 
 class Cached(nn.Module):
-    """Remembers its first weight: moved parameters are ignored from the second call on."""
+    """Remembers its first weight, and goes on with it wherever its parameters are moved."""
 
     def __init__(self):
         super().__init__()
@@ -231,18 +259,17 @@ class Noisy(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(IN, OUT)
-        self.calls = [0]
+        self.calls = itertools.count(1)
 
     def forward(self, x):
-        self.calls[0] += 1
-        return self.layer(x) * (1 + 0.1 * self.calls[0])
+        return self.layer(x) * (1 + 0.1 * next(self.calls))
 
 
 def test_a_model_that_caches_a_weight_is_caught():
-    # the referee's fresh model caches another weight than the one judged
+    # the referee's fresh model keeps its first weight; the one judged is put back each time
     diagnosis = diagnose(factory_of(Cached))
-    assert "gradient" in healthy_but_for(diagnosis)
-    assert "tensors it keeps outside" in diagnosis["gradient"].advice
+    assert healthy_but_for(diagnosis) == {"Hessian product"}
+    assert "tensors it keeps outside" in diagnosis["Hessian product"].advice
     assert not diagnosis.cost
 
 

@@ -472,6 +472,63 @@ def test_what_a_forward_pass_adds_to_a_modules_lists_and_sums_is_forgotten():
     assert torch.equal(model.total, total)
 
 
+class Teacher(nn.Module):
+    """A frozen encoder that follows the trained one inside forward, as in self-supervision."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.student, self.head = nn.Linear(IN, OUT), nn.Linear(OUT, OUT)
+        self.teacher = nn.Linear(IN, OUT).requires_grad_(False)
+        self.how = how
+
+    def forward(self, x):
+        pairs = list(zip(self.teacher.parameters(), self.student.parameters(), strict=True))
+        with torch.no_grad():
+            if self.how == "foreach":
+                torch._foreach_lerp_([t for t, _ in pairs], [s for _, s in pairs], 0.1)
+            for teacher, student in pairs:
+                if self.how == "in place":
+                    teacher.mul_(0.9).add_(student, alpha=0.1)
+                elif self.how == "data in place":
+                    teacher.data.mul_(0.9).add_(student.data, alpha=0.1)
+                elif self.how == "data":
+                    teacher.data = 0.9 * teacher.data + 0.1 * student.data
+        return self.head(self.student(x)) - self.teacher(x)
+
+
+@pytest.mark.parametrize("how", ["in place", "data in place", "foreach", "data"])
+def test_a_forward_pass_that_moves_frozen_parameters_does_not_move_the_live_ones(how):
+    torch.manual_seed(0)
+    model, batch = Teacher(how).double(), make("mlp")[1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in model.parameters()]
+    objective = build(model, batch, params=trained)
+    theta = elsewhere(objective)
+    first, out = objective.loss_and_grad(theta, "flow"), torch.zeros_like(theta)
+    assert objective.loss(theta, "loss") == first[0] == objective.loss_and_grad(theta, "flow")[0]
+    assert objective.add_grad(out, theta, 1.0, "flow") == first[0]
+    assert torch.equal(out, first[1])
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
+def test_a_point_is_not_moved_by_a_forward_pass_that_limits_a_norm():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, IN, max_norm=0.5), nn.Flatten(), nn.Linear(2 * IN, OUT))
+    words = torch.randint(0, 5, (6, 2))
+    before = model[0].weight.detach().clone()
+    batch = words, torch.randn(6, OUT)
+    objective = build(model, batch)
+    assert torch.equal(before, model[0].weight)
+    theta, out = objective.layout.current(), torch.zeros(objective.layout.dim)
+    kept = theta.clone()
+    loss, grad = objective.loss_and_grad(theta, "flow")
+    assert objective.add_grad(out, None, 1.0, "audit") == loss
+    assert torch.equal(out, grad)
+    assert torch.equal(theta, kept)
+    assert torch.equal(before, model[0].weight)
+    assert float(squared(model, batch).detach()) == loss
+
+
 def test_an_objective_that_differentiates_by_the_parameters_can_be_followed():
     model, batch = make("mlp")
 

@@ -99,6 +99,9 @@ def is_compiled(module: nn.Module) -> bool:
 class Host:
     """Lends a live model other parameters for the length of a block.
 
+    Attributes:
+        copies: Whether to lend copies, because a forward pass writes into parameters.
+
     Everything the model holds by reference is swapped at the modules themselves, so submodule
     calls, ``model.parameters()`` and closures over the model see it too; tied parameters get
     one tensor. Attributes, parameters and buffers are put back by identity afterwards: what a
@@ -110,6 +113,7 @@ class Host:
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self.model = model
+        self.copies = False
         self._names = {
             id(param): name for name, param in zip(layout.names, layout.params, strict=True)
         }
@@ -129,6 +133,7 @@ class Host:
             for module in modules
             for store in (module.__dict__, module._parameters, module._buffers)
         ]
+        given: dict[str, Tensor] = {}
         lent: dict[int, Tensor] = {}
         copies: dict[int, Any] = {}
         found = set()
@@ -143,9 +148,11 @@ class Host:
                     name = self._names.get(id(param))
                     if name is not None:
                         found.add(name)
-                        module._parameters[key] = cast(nn.Parameter, params[name])
+                        if name not in given:
+                            given[name] = params[name].clone() if self.copies else params[name]
+                        module._parameters[key] = cast(nn.Parameter, given[name])
                     elif id(param) not in lent:
-                        lent[id(param)] = _held_fixed(param, dtype)
+                        lent[id(param)] = _held_fixed(param, dtype, copies=self.copies)
                     if name is None:
                         module._parameters[key] = cast(nn.Parameter, lent[id(param)])
                 for key, buffer in list(module._buffers.items()):
@@ -189,12 +196,14 @@ def _copied(value: Any, copies: dict[int, Any]) -> Any:
     return copies[id(value)]
 
 
-def _held_fixed(param: Tensor, dtype: torch.dtype | None) -> Tensor:
-    if not (param.requires_grad or param.is_inference()):
-        return _cast(param, dtype)
-    # A tensor of its own: a backward pass inside the objective must not reach param.grad.
-    copy = param.clone() if param.is_inference() else param
-    return _cast(copy.detach(), dtype).requires_grad_(param.requires_grad)
+def _held_fixed(param: Tensor, dtype: torch.dtype | None, *, copies: bool) -> Tensor:
+    copies = copies or param.is_inference()
+    if not (param.requires_grad or copies or type(param) is nn.Parameter):
+        return _cast(param, dtype)  # a class of its own (quantised) is more than its values
+    # A tensor of its own: a backward pass inside the objective must not reach param.grad, nor
+    # `p.data = …` inside it the live parameter.
+    lent = param.clone() if copies else param
+    return _cast(lent.detach(), dtype).requires_grad_(param.requires_grad)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -19,6 +19,7 @@ from torch_gfshadow._plain import load_attributes, to_plain
 from torch_gfshadow._purity import Host, is_compiled, isolated, unwrap
 from torch_gfshadow._streams import Streams, torch_streams
 from torch_gfshadow._tree import Layout, dense
+from torch_gfshadow._writes import WriteError, Writes
 from torch_gfshadow.errors import ObjectiveError, must
 
 
@@ -50,6 +51,7 @@ class Sandbox:
         self.by_backward = False
         self.autocast: torch.dtype | None = None  # as an audit asks; measurements are without
         self._unused: set[str] = set()
+        self._watches = False
         self.averages = True
 
     def relaid(self, layout: Layout) -> Sandbox:
@@ -106,7 +108,7 @@ class Sandbox:
         if isinstance(batch, Replay):
             batch, state = batch
         self.streams.load(state)
-        with self._casting():
+        with self._casting(), self._watching():
             loss = self.fn(self.model, batch)
         if isinstance(loss, Tensor) and loss.numel() == 1:
             return loss.reshape(())
@@ -119,6 +121,24 @@ class Sandbox:
                 "Return the mean loss as a tensor, e.g. losses.mean().",
             )
         )
+
+    @contextmanager
+    def finding_writes(self) -> Iterator[None]:
+        """Find out in this block whether a forward pass writes into parameters.
+
+        It is broken off by a :class:`WriteError` before it does; from then on it is lent copies.
+        """
+        self._watches = True
+        try:
+            yield
+        except WriteError:
+            self._host.copies = True
+            raise
+        finally:
+            self._watches = False
+
+    def _watching(self) -> AbstractContextManager[Any]:
+        return Writes(self.model.parameters()) if self._watches else nullcontext()
 
     def _casting(self) -> AbstractContextManager[Any]:
         if self.autocast is None:

@@ -305,7 +305,7 @@ class Objective:
         theta = self.layout.current()
         first = next(self.chunks())[0]
         try:
-            loss, grad = self.loss_and_grad(theta, "setup")
+            loss, grad = self._watched(theta)
             once = loss if self.n_chunks == 1 and self.ranks is None else self._trial(theta, first)
             again = self._trial(theta, first)
         except ObjectiveError:
@@ -328,6 +328,14 @@ class Objective:
         if not bool(grad.any()):
             self._check_reached(theta, first)
         return loss, grad
+
+    def _watched(self, theta: Tensor) -> tuple[float, Tensor]:
+        """Return ``(f, ∇f)``; a forward pass that writes into parameters reaches no live ones."""
+        try:
+            with self.sandbox.finding_writes():
+                return self.loss_and_grad(theta, "setup")
+        except Exception:  # the watch's own, or one that comes again
+            return self.loss_and_grad(theta, "setup")
 
     def _trial(self, theta: Tensor, batch: Any) -> float:
         try:

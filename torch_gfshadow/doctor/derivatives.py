@@ -20,6 +20,10 @@ _HALF = 5e-2
 # The referee is a difference itself: within so many of its own errors, a disagreement is its.
 _REFEREES_OWN = 3.0
 _AWAY = 1e-2
+_KEEPS = (
+    "The model does not depend on its parameters alone: look for tensors it keeps outside "
+    "parameters and buffers, caches, and state that a forward pass leaves on its data."
+)
 
 
 def check_derivatives(
@@ -56,13 +60,7 @@ def _gradient(objective: Objective, referee: Really, theta: Tensor) -> Finding:
     found = f"{error:.1e} away from setting the parameters and calling backward()."
     if error <= _GRADIENT.get(theta.dtype, _HALF):
         return Finding("gradient", "ok", found)
-    return Finding(
-        "gradient",
-        "wrong",
-        found,
-        "The model does not depend on its parameters alone: look for tensors it keeps outside "
-        "parameters and buffers, caches, and state that a forward pass leaves on its data.",
-    )
+    return Finding("gradient", "wrong", found, _KEEPS)
 
 
 def _product(
@@ -89,6 +87,7 @@ def _product(
         fix = "Kinks or rounding limit the differences here; the library's own check passed."
         return Finding(check, "unknown", found, fix)
     fix = 'Attach with hvp="difference", and please report this model.'
+    fix = _KEEPS if curvature.backend == "difference" else fix
     return Finding(check, "wrong", found, fix)
 
 

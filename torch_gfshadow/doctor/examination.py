@@ -20,6 +20,7 @@ from torch_gfshadow.handle import Shadow
 from torch_gfshadow.layouts import layout_of
 from torch_gfshadow.ledger import Ledger
 from torch_gfshadow.objective import Objective
+from torch_gfshadow.request import innermost
 from torch_gfshadow.status import Status
 
 _SHOWN = 3
@@ -67,6 +68,10 @@ def diagnose(factory: Factory, *, steps: int = 20, seed: int = 0) -> Diagnosis:
 
 def _examined(factory: Factory, steps: int, seed: int) -> Diagnosis:
     setup = made(factory, seed)
+    try:
+        innermost(setup.optimizer)
+    except TypeError as error:
+        return Diagnosis([Finding("optimizer", "wrong", str(error))])
     try:
         layout = layout_of(setup.optimizer, setup.model)
         objective = Objective(setup.model, setup.objective, setup.data, layout, Ledger())

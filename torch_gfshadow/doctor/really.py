@@ -17,8 +17,10 @@ from torch_gfshadow._purity import unwrap
 from torch_gfshadow._tree import Layout, dense
 from torch_gfshadow.objective import Objective
 
-# Fractions of the usual ε^(1/3) step: a kink or a flat direction may want a shorter one.
+# Multiples of the usual ε^(1/3) step: a kink or a flat direction may want a shorter one, a model
+# that rounds to float32 inside while it runs in float64 a longer one.
 _STEPS = (1.0, 0.1, 0.01)
+_LONGER = (100.0, 10.0)
 
 
 class Really:
@@ -83,7 +85,8 @@ class Really:
         """
         unit = max(float(theta.norm()), 1.0) * torch.finfo(theta.dtype).eps ** (1 / 3)
         products = []
-        for step in (fraction * unit for fraction in _STEPS):
+        steps = (*_LONGER, *_STEPS) if theta.dtype == torch.float64 else _STEPS
+        for step in (multiple * unit for multiple in steps):
             ahead, behind = self(theta + step * direction)[1], self(theta - step * direction)[1]
             products.append((ahead - behind) / (2 * step))
         gaps = [float((a - b).norm()) for a, b in itertools.pairwise(products)]
