@@ -59,22 +59,31 @@ def allocated(function: Callable[[], object]) -> tuple[int, int]:
     return peak, held
 
 
+def plain(model: nn.Module) -> torch.optim.Optimizer:
+    """Return plain gradient descent."""
+    return torch.optim.SGD(model.parameters(), lr=_STEP_SIZE)
+
+
 def shadow_memory(
-    size: str, activation: Callable[[], nn.Module] = nn.Tanh, **options: object
+    size: str,
+    activation: Callable[[], nn.Module] = nn.Tanh,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = plain,
+    **options: object,
 ) -> tuple[float, float]:
     """Return the copies at peak and at rest of a shadow beside a few steps of training."""
     model, batch = network(size, activation)
-    optimizer = torch.optim.SGD(model.parameters(), lr=_STEP_SIZE)
+    stepped = optimizer(model)
     copy = sum(p.numel() * p.element_size() for p in model.parameters())
     chosen = {"probes": [], "bounds": [], **options}
     torch.autograd.backward(squared(model, batch))
+    stepped.step()  # what the optimizer keeps is not ours
 
     def run() -> object:
-        shadow = gfs.attach(optimizer, model, squared, data=batch, on_error="raise", **chosen)
+        shadow = gfs.attach(stepped, model, squared, data=batch, on_error="raise", **chosen)
         for _ in range(_STEPS[size]):
-            optimizer.zero_grad(set_to_none=False)
+            stepped.zero_grad(set_to_none=False)
             torch.autograd.backward(squared(model, batch))
-            optimizer.step()
+            stepped.step()
         return shadow
 
     peak, rest = allocated(run)

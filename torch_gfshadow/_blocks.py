@@ -18,6 +18,10 @@ Terms = Sequence[tuple[Tensor, float]]
 """A linear combination Σ w_i·v_i of vectors of one length, as pairs (v_i, w_i)."""
 
 
+Pieces = Sequence[tuple[int, float, float]]
+"""Sizes of neighbouring pieces of a vector, with two numbers for each."""
+
+
 class Stretch(NamedTuple):
     """A straight stretch of a path: its middle, and the point where it is entered."""
 
@@ -25,10 +29,10 @@ class Stretch(NamedTuple):
     entered: Terms
 
 
-def blocks(length: int) -> Iterator[slice]:
-    """Yield the slices of a vector of ``length``."""
-    for start in range(0, length, BLOCK):
-        yield slice(start, min(start + BLOCK, length))
+def blocks(stop: int, start: int = 0) -> Iterator[slice]:
+    """Yield the slices of a vector from ``start`` to ``stop``."""
+    for left in range(start, stop, BLOCK):
+        yield slice(left, min(left + BLOCK, stop))
 
 
 def combined(terms: Terms, at: slice = slice(None), dtype: torch.dtype | None = None) -> Tensor:

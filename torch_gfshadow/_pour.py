@@ -5,9 +5,11 @@ Each parameter's gradient is added when the backward pass has made it, and dropp
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,13 +23,25 @@ _Chunks = Iterable[tuple[Any, float]]
 
 
 def add_gradient(
-    sandbox: Sandbox, theta: Tensor | None, chunks: _Chunks, out: Tensor, weight: float
+    sandbox: Sandbox,
+    theta: Tensor | None,
+    chunks: _Chunks,
+    out: Tensor,
+    weights: Sequence[tuple[int, float]],
 ) -> float:
-    """Add ``weight`` times the gradient at ``theta`` to ``out``; return the weighted loss.
+    """Add the gradient at ``theta`` to ``out``, each piece of it times its weight.
 
-    ``None`` for ``theta`` is where the model is.
+    Args:
+        sandbox: Evaluates the model.
+        theta: Shape ``[d]``; ``None`` for where the model is.
+        chunks: Batches, with their part of the whole.
+        out: Shape ``[d]``.
+        weights: Sizes of the pieces, each some parameters long, and the weights.
+
+    Returns:
+        The loss.
     """
-    total, layout, parts = 0.0, sandbox.layout, _parts(sandbox, out)
+    total, layout, parts = 0.0, sandbox.layout, _parts(sandbox, out, weights)
     with sandbox.guard():
         if theta is None:
             leaves = {
@@ -37,7 +51,7 @@ def add_gradient(
         else:
             leaves = sandbox.params_at(theta, requires_grad=True)
         for batch, share in chunks:
-            total += share * _poured(sandbox, leaves, batch, parts, weight * share)
+            total += share * _poured(sandbox, leaves, batch, parts, share)
     return total
 
 
@@ -58,7 +72,7 @@ def write_gradient(sandbox: Sandbox, stretch: Stretch, chunks: _Chunks, out: Ten
 
 
 def _written(sandbox: Sandbox, stretch: Stretch, chunks: _Chunks, out: Tensor) -> float:
-    total, parts = 0.0, _parts(sandbox, out.zero_())
+    total, parts = 0.0, _parts(sandbox, out.zero_(), [(out.numel(), 1.0)])
     point = torch.empty_like(out)
     with sandbox.guard():
         for batch, share in chunks:
@@ -71,36 +85,43 @@ def _written(sandbox: Sandbox, stretch: Stretch, chunks: _Chunks, out: Tensor) -
     return total
 
 
-def _parts(sandbox: Sandbox, out: Tensor) -> list[Tensor]:
-    split = torch.split(out, list(sandbox.layout.sizes))
-    return [part.view(shape) for part, shape in zip(split, sandbox.layout.shapes, strict=True)]
+def _parts(
+    sandbox: Sandbox, out: Tensor, weights: Sequence[tuple[int, float]]
+) -> list[tuple[Tensor, float]]:
+    """Return the piece of ``out`` and the weight that belong to each parameter."""
+    layout, ends = sandbox.layout, list(accumulate(size for size, _ in weights))
+    starts = accumulate(layout.sizes[:-1], initial=0)
+    each = [weights[bisect_right(ends, start)][1] for start in starts]
+    split = torch.split(out, list(layout.sizes))
+    views = [part.view(shape) for part, shape in zip(split, layout.shapes, strict=True)]
+    return list(zip(views, each, strict=True))
 
 
 def _poured(
     sandbox: Sandbox,
     leaves: Mapping[str, Tensor],
     batch: Any,
-    parts: Sequence[Tensor],
-    weight: float,
+    parts: Sequence[tuple[Tensor, float]],
+    share: float,
     noted: Sequence[Tensor] = (),
 ) -> float:
     if sandbox.by_backward:  # its gradients come in several pieces, and by other ways
         loss, grads = sandbox.grads(leaves, batch, noted=noted or None)
-        for part, grad in zip(parts, grads, strict=True):
+        for (part, weight), grad in zip(parts, grads, strict=True):
             if grad is not None:
-                part.add_(grad.to(part.device), alpha=weight)
+                part.add_(grad.to(part.device), alpha=weight * share)
         return loss.item()
 
-    def pour(leaf: Tensor, part: Tensor) -> None:
+    def pour(leaf: Tensor, part: Tensor, weight: float) -> None:
         assert leaf.grad is not None
-        part.add_(dense(leaf.grad).to(part.device), alpha=weight)
+        part.add_(dense(leaf.grad).to(part.device), alpha=weight * share)
         leaf.grad = None
 
     hooks = [
         leaf.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-            partial(pour, part=part)
+            partial(pour, part=part, weight=weight)
         )
-        for leaf, part in zip(leaves.values(), parts, strict=True)
+        for leaf, (part, weight) in zip(leaves.values(), parts, strict=True)
     ]
     try:
         with sandbox.swapped(leaves), averaging(noted) if noted else nullcontext():

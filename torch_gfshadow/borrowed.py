@@ -1,6 +1,7 @@
 """The gradients the steps used, in one vector: for models of which four copies are too many.
 
-Between two steps the last gradient is kept, and the way the step went as a multiple of it. During
+Between two steps the last gradient is kept, and the way the step went as a multiple of it; or,
+with decay and momentum, as a sum of it, the parameters and the optimizer's own momentum. During
 a step and while the shadow is brought along there is only the optimizer's own ``.grad``, which is
 borrowed: copied afterwards, if nobody has written to it in the meantime.
 """
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow._blocks import blocks, widened
+from torch_gfshadow._span import dot_of_sum, weights_of
 from torch_gfshadow._tree import real_view, whole
 from torch_gfshadow.used import UsedGradients
 from torch_gfshadow.watched import Watched
 
 _ALONG = 1e-3
-"""Part of a step that may point elsewhere than its gradient."""
+"""Part of a step that may point elsewhere than its gradient, or than the sum."""
 
 
 class BorrowedGradients(UsedGradients):
@@ -29,12 +31,16 @@ class BorrowedGradients(UsedGradients):
         step_length: ‖θ_{k+1} − θ_k‖ of the last step that was read.
     """
 
-    state = ("now", "_at", "_moved", "_along", "_copies")
+    state = ("now", "_at", "_moved", "_along", "_sum", "_against", "_copies", "step_length")
 
     def __init__(self) -> None:
         super().__init__()
         self.step_length = 0.0
         self._along: float | None = None
+        # weights of gradient, parameters and momentum in the last step, by parameter; and the
+        # inner product of that sum with the gradient
+        self._sum: Tensor | None = None
+        self._against = 0.0
         self._copies = False
         self._lent: list[tuple[Tensor, int]] | None = None
         self._defect: float | None = None
@@ -52,8 +58,8 @@ class BorrowedGradients(UsedGradients):
         copy = watched.gradient() if lent is None else None
         parts = lent if copy is None else [copy]
         assert parts is not None
-        self._compare(parts)
-        self.now, self._moved, self._along = copy, None, None
+        self._compare(parts, watched)
+        self.now, self._moved, self._along, self._sum = copy, None, None, None
         self._lent = None if lent is None else [(g, g._version) for g in lent]
         return copy
 
@@ -61,23 +67,40 @@ class BorrowedGradients(UsedGradients):
         """Remember where the step begins, after all else that is done before it."""
         self._at = watched.layout.current()
 
-    def stepped(self, watched: Watched) -> None:
-        """Take in where the step has led."""
+    def stepped(self, watched: Watched) -> Tensor | None:
+        """Take in where the step has led; return where it began, if that was remembered."""
         at, self._at = self._at, None
         if at is None:
-            return
+            return None
         layout = watched.layout
         self.step_length = layout.distance([(at, -1.0)])
         parts = [self.now] if self.now is not None else [g for g, _ in self._lent or []]
         size = (self._norm or 0.0) ** 2
-        there = [real_view(whole(p.detach())) for p in layout.params]
+        there = _here(watched)
         along = (_dot(parts, there) - _dot(parts, [at])) / size if size > 0.0 else 0.0
         left = math.sqrt(max(self.step_length**2 - along**2 * size, 0.0))
         rounding = torch.finfo(layout.dtype).eps * layout.distance([])
-        if left <= max(_ALONG * self.step_length, rounding):
+        allowed = max(_ALONG * self.step_length, rounding)
+        if left <= allowed:
             self._along = along
+            return at
+        others = [parts, there, *self._momentum(watched)]
+        found = weights_of((there, [at]), others, layout.sizes, allowed)
+        if found is not None:
+            self._sum, self._against = found[0], float(found[1][0])
         else:
-            self._moved = layout.current().sub_(at)
+            self._moved = torch.empty_like(at, dtype=torch.bfloat16)
+            cut = (torch.split(v, list(layout.sizes)) for v in (self._moved, at))
+            for moved, before, now in zip(*cut, there, strict=True):
+                for here in blocks(len(moved)):
+                    moved[here] = now.reshape(-1)[here].to(moved.device) - before[here]
+        return at
+
+    def _momentum(self, watched: Watched) -> list[list[Tensor]]:
+        """Return the optimizer's velocity, one tensor for each parameter, if it has one."""
+        held = [watched.state.get(p, {}).get("momentum_buffer") for p in watched.layout.params]
+        plain = [real_view(v) for v in held if type(v) is Tensor and v.layout is torch.strided]
+        return [plain] if len(plain) == len(held) else []
 
     def settle(self, watched: Watched) -> None:
         """Copy what is borrowed still."""
@@ -92,7 +115,7 @@ class BorrowedGradients(UsedGradients):
     def skip(self) -> None:
         """Let a step pass unread."""
         super().skip()
-        self._lent = self._moved = self._along = None
+        self._lent = self._moved = self._along = self._sum = None
 
     def compared(self) -> None:
         """Let go of what only the present record needs."""
@@ -106,7 +129,7 @@ class BorrowedGradients(UsedGradients):
         """Return turning and curvature along the path."""
         return self._secant
 
-    def _compare(self, parts: list[Tensor]) -> None:
+    def _compare(self, parts: list[Tensor], watched: Watched) -> None:
         self._norm = math.sqrt(_dot(parts, parts))
         self._defect, self._secant = None, {}
         last = self.now
@@ -120,12 +143,23 @@ class BorrowedGradients(UsedGradients):
             self._secant["gradient_cosine"] = both / size
         if self._along is not None and self._along != 0.0 and before > 0.0:
             self._secant["secant_curvature"] = (both - before) / (self._along * before)
+        elif self._sum is not None and self.step_length > 0.0:
+            layout = watched.layout
+            others = [[last], _here(watched), *self._momentum(watched)]
+            if len(others) == self._sum.shape[1]:
+                along = dot_of_sum(parts, self._sum, others, layout.sizes)
+                bend = along - self._against
+                self._secant["secant_curvature"] = bend / self.step_length**2
         elif self._moved is not None:
             moved = [self._moved]
             length = _dot(moved, moved)
             if length > 0.0:
                 bend = _dot(parts, moved) - _dot([last], moved)
                 self._secant["secant_curvature"] = bend / length
+
+
+def _here(watched: Watched) -> list[Tensor]:
+    return [real_view(whole(p.detach())) for p in watched.layout.params]
 
 
 def _dot(left: list[Tensor], right: list[Tensor]) -> float:

@@ -57,6 +57,16 @@ class Journey:
             self._path += self._watched.layout.distance([(self._last_theta, -1.0)])
         self._last_theta, self._recorded = None, True
 
+    @property
+    def begins(self) -> bool:
+        """Whether the step under way began at the last record, and no copy of that is kept."""
+        return self._last_theta is None
+
+    def leave(self, start: Tensor | None) -> None:
+        """Keep where the step began that was taken, if that is the last record."""
+        if self._last_theta is None:
+            self._last_theta = start
+
     def settle(self, *, read: bool) -> None:
         """Copy the last record's parameters before a step changes them.
 

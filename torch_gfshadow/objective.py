@@ -138,19 +138,28 @@ class Objective:
         loss, grad = self.sandbox.gradient(theta, self._chunks, entered=entered)
         return self.mean(loss), self.averaged(grad)
 
-    def add_grad(self, out: Tensor, theta: Tensor | None, weight: float, purpose: str) -> float:
+    def add_grad(
+        self,
+        out: Tensor,
+        theta: Tensor | None,
+        weight: float | Sequence[tuple[int, float]],
+        purpose: str,
+    ) -> float:
         """Add ``weight``·∇f(θ) to ``out`` and return f(θ), one evaluation.
 
         What :meth:`loss_and_grad` gives, but no gradient is stored beyond one parameter's at a
-        time; several ranks average whole ones. ``None`` for θ is where the model is.
+        time. On several ranks ``out`` must be the same everywhere, and is so afterwards.
+
+        Args:
+            out: Shape ``[d]``.
+            theta: Where; ``None`` for where the model is.
+            weight: One number, or sizes of pieces of the vector with a number for each.
+            purpose: What it is counted under.
         """
-        if self.ranks is not None:
-            point = self.layout.current() if theta is None else theta
-            loss, grad = self.loss_and_grad(point, purpose)
-            out.add_(grad, alpha=weight)
-            return loss
         self.ledger.grads[purpose] += 1
-        return add_gradient(self.sandbox, theta, self._chunks, out, weight)
+        pieces = [(self.layout.dim, weight)] if isinstance(weight, float) else weight
+        loss = add_gradient(self.sandbox, theta, self._chunks, out, pieces)
+        return self._agreed(loss, out)
 
     def write_grad(self, out: Tensor, stretch: Stretch, purpose: str) -> float:
         """Set ``out`` to ∇f in the middle of ``stretch`` and return f there, one evaluation.
@@ -162,8 +171,12 @@ class Objective:
         if self.sandbox.averages:
             self.ledger.losses[purpose] += 1
         loss = write_gradient(self.sandbox, stretch, self._chunks, out)
+        return self._agreed(loss, out)
+
+    def _agreed(self, loss: float, out: Tensor) -> float:
+        """Average over the ranks, ``out`` in place and without another vector of its size."""
         if self.ranks is not None:
-            out.copy_(self.averaged(out))
+            self.ranks.mean_in_place(out, self._share)
         return self.mean(loss)
 
     def grad_in(self, theta: Tensor, dtype: torch.dtype, purpose: str) -> Tensor:

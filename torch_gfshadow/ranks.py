@@ -30,6 +30,9 @@ _SPIN_SECONDS, _NAP_SECONDS, _LOOK_SECONDS = 2e-3, 2e-4, 0.05
 # A rank that leaves after its last average leaves one that is complete in a moment.
 _GRACE_SECONDS = 2.0
 
+_PART = 1 << 20
+"""Entries of a long vector that are averaged at a time."""
+
 _meetings = itertools.count()
 
 
@@ -105,6 +108,11 @@ class Ranks:
         self.bytes_sent += share.nbytes
         self._wait(dist.all_reduce(share, group=self._group, async_op=True))
         return share
+
+    def mean_in_place(self, vector: Tensor, weight: float | None = None) -> None:
+        """Set ``vector`` to what :meth:`mean` returns, a part at a time."""
+        for part in torch.split(vector, _PART):
+            part.copy_(self.mean(part, weight))
 
     def agreed(self, value: float, device: torch.device) -> float:
         """Return rank 0's ``value`` on every rank; all must call it.

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_gfshadow._blocks import Stretch, dot_of, fill
+from torch_gfshadow._blocks import Pieces, Stretch, Terms, blocks, combined, fill
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import OverBudgetError
 from torch_gfshadow.flows.base import Flow, FlowWithMemory, position
+from torch_gfshadow.flows.gradient_flow import sliced
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.solvers.base import (
     Blended,
@@ -104,9 +105,11 @@ class FlowField:
             out.add_(self(theta), alpha=weight)
             return
         self.objective.ledger.charge()
-        self.objective.add_grad(out, theta, weight * known[0], self.purpose)
-        if known[1] != 0.0:
-            out.add_(theta, alpha=weight * known[1])
+        pieces = [(size, weight * self.factor * a, weight * b) for size, a, b in known]
+        self.objective.add_grad(out, theta, [(size, a) for size, a, _ in pieces], self.purpose)
+        for at, _, b in sliced(pieces):
+            if b != 0.0:
+                out[at].add_(theta[at], alpha=b)
 
     def write(self, out: Tensor, theta: Tensor) -> None:
         """Set ``out`` to F(θ), and note loss and d(loss)/dt."""
@@ -114,13 +117,9 @@ class FlowField:
         if known is None:
             out.copy_(self(theta))
             return
-        a, b = known
         self.objective.ledger.charge()
-        loss = self.objective.add_grad(out.zero_(), theta, a, self.purpose)
-        here = [(out, 1.0), (theta, b)] if b != 0.0 else [(out, 1.0)]
-        self.loss, self.loss_rate = loss, self.factor * dot_of([(out, 1.0)], here) / a
-        if b != 0.0:
-            out.add_(theta, alpha=b)
+        self.loss = self.objective.add_grad(out.zero_(), theta, 1.0, self.purpose)
+        self._turn(out, [(theta, 1.0)], known)
 
     def write_averaged(self, out: Tensor, stretch: Stretch) -> None:
         """Set ``out`` to what :meth:`averaged` gives on ``stretch``, and note the same."""
@@ -129,17 +128,25 @@ class FlowField:
             ends = [fill(torch.empty_like(out), terms) for terms in stretch]
             out.copy_(self.averaged(*ends))
             return
-        a, b = known
         self.objective.ledger.charge()
         self.loss = self.objective.write_grad(out, stretch, self.purpose)
-        decay = [(v, b * w) for v, w in stretch.middle] if b != 0.0 else []
-        self.loss_rate = dot_of([(out, 1.0)], [(out, a), *decay])
-        fill(out, [(out, a), *decay])
+        self._turn(out, stretch.middle, known)
+
+    def _turn(self, out: Tensor, theta: Terms, pieces: Pieces) -> None:
+        """Make F of the gradient in ``out``; note d(loss)/dt."""
+        self.loss_rate = 0.0
+        for piece, a, b in sliced(pieces):
+            for at in blocks(piece.stop, piece.start):
+                here = [(out, self.factor * a)]
+                here += [(v, b * w) for v, w in theta] if b != 0.0 else []
+                speed = combined(here, at)
+                self.loss_rate += float(torch.dot(out[at].to(speed), speed))
+                out[at] = speed
 
     @property
-    def _coefficients(self) -> tuple[float, float] | None:
-        known: tuple[float, float] | None = getattr(self.flow, "coefficients", None)
-        return known if known is None else (self.factor * known[0], known[1])
+    def _coefficients(self) -> Pieces | None:
+        known: Pieces | None = getattr(self.flow, "coefficients", None)
+        return known
 
     def remember(self, loss: float, state: Tensor, grad: Tensor) -> Tensor:
         """Return F from a gradient that is known, and note loss and d(loss)/dt."""

@@ -134,8 +134,10 @@ class Tracker:
             self._used.skip()
         elif self.follower.needs_gradient or self.sampler.reads(step):
             self.follower.before(self._used.read(watched))
-            self._used.leave(watched)
+            if self._journey.begins or self.sampler.reads(step + 1):
+                self._used.leave(watched)
         else:
+            self._journey.keep()
             self._used.skip()
             self.follower.before(None)
             self._silent_until = self._silence(step)
@@ -144,13 +146,16 @@ class Tracker:
         """Advance the clock, bring the shadow along, and write a record if one is due."""
         step = self.clock.step + 1
         self.clock.tick(self.follower.step_size)
-        self._used.stepped(self.parts.watched)
+        start = self._used.stepped(self.parts.watched)
         self.follower.after()
         settings, sampler = self.parts.settings, self.sampler
         ends, begins = sampler.ends(step), sampler.begins(step)
         if begins and not ends:
             self._set_to_iterate()
         due = every(step, settings.every) if sampler.whole else begins or ends
+        if not due or self.paused:
+            self._journey.leave(start)
+        del start
         if due and not self.paused:
             self.outlet.write(self._rows.make(self.follower, self._used))
         if ends:
@@ -191,8 +196,11 @@ class Tracker:
 
     def _settle(self) -> None:
         """Copy what the next step will change, now that the shadow's own vectors are gone."""
+        reads = self.sampler.reads(self.clock.step + 1)
+        if self._lean and not reads:
+            self._used.skip()
         self._used.settle(self.parts.watched)
-        self._journey.settle(read=self.sampler.reads(self.clock.step + 1))
+        self._journey.settle(read=reads or self.follower.needs_gradient)
 
     def _silence(self, step: int) -> int:
         """Return the last step, from ``step`` on, that is certain to need nothing of us."""

@@ -37,8 +37,9 @@ class UsedGradients:
     def leave(self, watched: Watched) -> None:
         """Nothing: the parameters were copied with the gradient."""
 
-    def stepped(self, watched: Watched) -> None:
+    def stepped(self, watched: Watched) -> Tensor | None:
         """Nothing: the next gradient is read with the parameters it was taken at."""
+        return None
 
     def settle(self, watched: Watched) -> None:
         """Nothing: gradients are copied when they are read."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -25,9 +27,8 @@ class GradientFlow:
         self._decays: tuple[float, ...] = ()
         self._signs: tuple[float, ...] = ()
         self._ratios: tuple[float, ...] = ()
-        self._decay: Tensor | float = 0.0
-        self._sign: Tensor | float = -1.0
-        self._ratio: Tensor | float = 1.0
+        # of every parameter: its size, and a and b in F = a·∇f + b·θ
+        self._pieces: tuple[tuple[int, float, float], ...] = ()
 
     def configure(self, groups: ParamGroups, layout: Layout) -> bool:
         """Read decay, ``maximize`` and relative rate of every group; say whether they changed."""
@@ -37,9 +38,13 @@ class GradientFlow:
         if (decays, signs, ratios) == (self._decays, self._signs, self._ratios):
             return False
         self._decays, self._signs, self._ratios = decays, signs, ratios
-        self._decay = per_parameter(decays, groups, layout)
-        self._sign = per_parameter(signs, groups, layout)
-        self._ratio = per_parameter(ratios, groups, layout)
+        by_id = {
+            id(p): (sign * ratio, -decay * ratio)
+            for decay, sign, ratio, group in zip(decays, signs, ratios, groups, strict=True)
+            for p in group["params"]
+        }
+        pairs = zip(layout.params, layout.sizes, strict=True)
+        self._pieces = tuple((size, *by_id[id(p)]) for p, size in pairs)
         return True
 
     @property
@@ -49,21 +54,34 @@ class GradientFlow:
 
     def field(self, theta: Tensor, grad: Tensor) -> Tensor:
         """Return ±∇f(θ) − wd·θ."""
-        out = grad.to(theta.dtype) * self._sign
-        if isinstance(self._decay, Tensor) or self._decay != 0.0:
-            out -= self._decay * theta
-        if isinstance(self._ratio, Tensor):
-            out *= self._ratio
+        pairs = self._pairs
+        if len(pairs) <= 1:
+            pieces = [(slice(None), *next(iter(pairs), (-1.0, 0.0)))]
+        else:
+            pieces = list(sliced(self._pieces))
+        out = grad.to(theta.dtype, copy=True)
+        for at, a, b in pieces:
+            out[at] *= a
+            if b != 0.0:
+                out[at].add_(theta[at], alpha=b)
         return out
 
     @property
-    def coefficients(self) -> tuple[float, float] | None:
-        """(a, b) of F(θ) = a·∇f(θ) + b·θ; ``None`` if they differ between groups."""
-        if type(self) is not GradientFlow:
+    def coefficients(self) -> tuple[tuple[int, float, float], ...] | None:
+        """Size, a and b of every parameter in F(θ) = a·∇f(θ) + b·θ; one where all agree.
+
+        ``None`` for a field that is not this one.
+        """
+        if type(self).field is not GradientFlow.field or not self._pieces:
             return None
-        if any(isinstance(c, Tensor) for c in (self._decay, self._sign, self._ratio)):
-            return None
-        return float(self._sign), -float(self._decay)
+        if len(self._pairs) > 1:
+            return self._pieces
+        ((a, b),) = self._pairs
+        return ((sum(size for size, _, _ in self._pieces), a, b),)
+
+    @property
+    def _pairs(self) -> set[tuple[float, float]]:
+        return {(a, b) for _, a, b in self._pieces}
 
     def step_size(self, groups: ParamGroups) -> float:
         """Return the largest rate."""
@@ -78,6 +96,16 @@ def ratios_of(rates: tuple[float, ...]) -> tuple[float, ...]:
     """Return every rate over the largest one; 1 where all of them are 0."""
     top = max(rates, default=0.0)
     return tuple(rate / top if top > 0.0 else 1.0 for rate in rates)
+
+
+def sliced(
+    pieces: Iterable[tuple[int, float, float]],
+) -> Iterator[tuple[slice, float, float]]:
+    """Yield where in the flat vector each of ``pieces`` is, and its two numbers."""
+    start = 0
+    for size, a, b in pieces:
+        yield slice(start, start + size), a, b
+        start += size
 
 
 def per_parameter(values: tuple[float, ...], groups: ParamGroups, layout: Layout) -> Tensor | float:
