@@ -9,7 +9,7 @@ from torch import nn
 
 from torch_gfshadow.flows import GradientFlow
 from torch_gfshadow.shadow import ShadowFlow
-from torch_gfshadow.solvers import RKC2, Adams2, Auto, Bosh3, Dopri5, Dopri8
+from torch_gfshadow.solvers import RKC2, Adams2, Auto, Bosh3, Dopri5, Dopri8, Doubled
 from torch_gfshadow.solvers.base import Node
 from torch_gfshadow.solvers.error_bar import ErrorBar
 
@@ -17,6 +17,7 @@ CONFIGS = {"bosh3": Bosh3(), "dopri5": Dopri5(), "dopri8": Dopri8(), "adams2": A
 CONFIGS |= {
     "rkc2 low": RKC2(storage="low"),
     "rkc2": RKC2(),
+    "doubled": Doubled(),
     "auto": Auto(),
     "auto float32": Auto(dtype=torch.float32),
 }

@@ -21,6 +21,7 @@ from torch_gfshadow.solvers import (
     Bosh3,
     Dopri5,
     Dopri8,
+    Doubled,
     Stepper,
     register_with_torchdiffeq,
 )
@@ -32,6 +33,7 @@ from torch_gfshadow.solvers.roughness import SAMPLES, is_rough, roughness
 
 PAIRS = {"bosh3": (Bosh3, 3, 3), "dopri5": (Dopri5, 5, 6), "dopri8": (Dopri8, 8, 13)}
 CONFIGS = {"bosh3": Bosh3, "dopri5": Dopri5, "dopri8": Dopri8, "adams2": Adams2}
+CONFIGS["doubled"] = Doubled
 CONFIGS |= {"auto": Auto, "rkc2": RKC2}
 
 
@@ -86,7 +88,7 @@ def exact(t):
 
 @pytest.mark.parametrize(
     ("name", "order", "steps"),
-    [("bosh3", 3, 20), ("dopri5", 5, 16), ("adams2", 2, 40), ("rkc2", 2, 20)],
+    [("bosh3", 3, 20), ("dopri5", 5, 16), ("adams2", 2, 40), ("rkc2", 2, 20), ("doubled", 5, 8)],
 )
 def test_halving_the_step_divides_the_error_by_two_to_the_order(name, order, steps):
     error = []

@@ -17,8 +17,9 @@ from torch_gfshadow._plain import load_state, state_of
 from torch_gfshadow.audit import Audit, compare, compare_parts
 from torch_gfshadow.clock import FlowClock, SparseSchedule
 from torch_gfshadow.factors import Factors
-from torch_gfshadow.flows.base import FlowWithMemory, lifted, position
+from torch_gfshadow.flows.base import Flow, FlowWithMemory, PacedFlow, lifted, position
 from torch_gfshadow.objective import Objective
+from torch_gfshadow.paced import PacedShadow
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.shadow import ShadowFlow
 from torch_gfshadow.status import Status, worst
@@ -55,6 +56,7 @@ class Follower:
         self._factors = Factors()
         self._parts, self._clock = parts, clock
         self.given = parts.objective
+        self._paced = isinstance(parts.flow, PacedFlow)
 
     @property
     def mode(self) -> str:
@@ -170,8 +172,10 @@ class Follower:
     def read_step_size(self) -> None:
         """Read η from the optimizer, and follow another field if its hyperparameters changed."""
         flow, watched = self._parts.flow, self._parts.watched
-        if flow is not None and copy.copy(flow).configure(watched.groups, watched.layout):
-            self._reconfigured()
+        if flow is not None:
+            now = copy.copy(flow)
+            if now.configure(watched.groups, watched.layout) and not self._only_paced(now):
+                self._reconfigured()
         self._read_pace()
 
     def read_pace(self) -> bool:
@@ -181,15 +185,26 @@ class Follower:
             Whether η was read. The optimizer's parameters must be those of the layout.
         """
         flow, watched = self._parts.flow, self._parts.watched
-        if flow is not None and copy.copy(flow).configure(watched.groups, watched.layout):
-            return False
+        if flow is not None:
+            now = copy.copy(flow)
+            if now.configure(watched.groups, watched.layout) and not self._only_paced(now):
+                return False
         self._read_pace()
         return True
 
+    def _only_paced(self, now: Flow) -> bool:
+        """Say whether the flow is followed at any pace, and nothing else of it changed."""
+        return self._paced and self._parts.flow.fixed == now.fixed  # type: ignore[attr-defined,union-attr]
+
     def _read_pace(self) -> None:
-        flow, groups = self._parts.flow, self._parts.watched.groups
+        flow, watched = self._parts.flow, self._parts.watched
+        groups = watched.groups
         if flow is not None:
             self.step_size = flow.step_size(groups)
+            if self._paced:
+                flow.configure(groups, watched.layout)
+            if isinstance(self.shadow, PacedShadow):
+                self.shadow.keep_pace(self._clock.step, self._clock.time, flow.pace)  # type: ignore[attr-defined]
         else:
             self.step_size = float(groups[0]["lr"]) if groups and "lr" in groups[0] else 0.0
 
@@ -211,30 +226,22 @@ class Follower:
         parts = self._parts
         assert parts.flow is not None
         assert parts.objective is not None
-        return ShadowFlow(
-            parts.objective,
-            parts.flow,
-            parts.solver,
-            state,
-            known,
-            time=self._clock.time,
-            step_size=self.step_size,
-            resolution=parts.settings.resolution,
-        )
+        at = parts.objective, parts.flow, parts.solver, state, known
+        clock, resolution = self._clock, parts.settings.resolution
+        if self._paced:
+            return PacedShadow(*at, step=clock.step, time=clock.time, resolution=resolution)  # type: ignore[arg-type]
+        return ShadowFlow(*at, time=clock.time, step_size=self.step_size, resolution=resolution)
 
     def _reconfigured(self) -> None:
         """Follow the old field to this moment, and the new one from the same state on."""
         parts, shadow, now = self._parts, self.shadow, self._clock.time
         flow, objective, layout = parts.flow, parts.objective, parts.watched.layout
         assert flow is not None
-        before = copy.copy(flow)
         reached = shadow is not None and shadow.alive and shadow.advance(now)
         flow.configure(parts.watched.groups, layout)
         if not reached or shadow is None or objective is None:
             return
         state = shadow.state(now)
-        turned = getattr(flow, "turned", None)
-        state = turned(state, before) if callable(turned) else state
         known = objective.loss_and_grad(position(flow, state), "flow")
         self.shadow = self._shadow_at(state, known)
         self.shadow.inherit(shadow)
@@ -311,7 +318,8 @@ class Follower:
             parts.flow.configure(parts.watched.groups, parts.watched.layout)
         if saved["shadow"] is None or parts.flow is None or parts.objective is None:
             return
-        self.shadow = ShadowFlow.resumed(
+        kind = PacedShadow if self._paced else ShadowFlow
+        self.shadow = kind.resumed(
             parts.objective,
             parts.flow,
             parts.solver,

@@ -8,7 +8,6 @@ of sampling is in both. In mode ``local`` the shadow starts at the iterate anew 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -214,13 +213,8 @@ class Minibatch(Follower):
 
     def _reconfigured(self) -> None:
         """Take the new field: every step has one of its own."""
-        flow, shadow = self._parts.flow, self.shadow
-        assert flow is not None
-        before = copy.copy(flow)
-        flow.configure(self._parts.watched.groups, self._parts.watched.layout)
-        turned = getattr(flow, "turned", None)
-        if shadow is not None and callable(turned):
-            shadow.turn(lambda state: turned(state, before))
+        assert self._parts.flow is not None
+        self._parts.flow.configure(self._parts.watched.groups, self._parts.watched.layout)
 
     def _shadow_of(self, state: Tensor) -> PiecewiseFlow:
         parts = self._parts

@@ -15,7 +15,7 @@ applied to the global error.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -100,10 +100,6 @@ class PiecewiseFlow:
     def loss(self) -> float | None:
         """Loss of the last piece's objective at :attr:`theta`, by Taylor's formula."""
         return self._loss if math.isfinite(self._loss) else None
-
-    def turn(self, turned: Callable[[Tensor], Tensor]) -> None:
-        """Apply a change of the field's own units to both solutions."""
-        self._fine, self._coarse = turned(self._fine), turned(self._coarse)
 
     def known_loss(self) -> None:
         """Nothing: the objective of the last piece is not kept."""

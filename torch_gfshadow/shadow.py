@@ -86,6 +86,16 @@ class FlowField:
         return self.remember(loss, theta, grad)
 
     @property
+    def remembers(self) -> bool:
+        """Whether the state holds more than θ: the spectrum of F is then not real."""
+        return isinstance(self.flow, FlowWithMemory)
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the flow adds no sharp turn of its own, as roots of running means do."""
+        return bool(getattr(self.flow, "smooth", True))
+
+    @property
     def kinked(self) -> bool:
         """Whether the model has activations with kinks, which :meth:`averaged` sees."""
         return self.objective.kinked

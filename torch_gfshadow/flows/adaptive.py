@@ -22,7 +22,8 @@ from torch_gfshadow.flows.gradient_flow import per_parameter
 class _Adaptive:
     """What both share: one rate for all groups, decay by group, a mean v of squared gradients.
 
-    Means are carried times the first lr, so that errors of θ, the means and their sum compare.
+    The pace is (lr, κ, …): the rate, and what the means forget in a step, κ = −ln β each. Means
+    and bias corrections are carried times the first lr, so that their errors compare with θ's.
     """
 
     name = ""
@@ -30,9 +31,9 @@ class _Adaptive:
     _keys: tuple[str, ...] = ()
 
     def __init__(self) -> None:
-        self._setting: tuple[Any, ...] = ()
-        self._rate, self._unit, self._eps = 0.0, 0.0, 0.0
-        self._decays: tuple[float, ...] = ()
+        self.pace: tuple[float, ...] = ()
+        self.fixed: tuple[Any, ...] = ()
+        self._unit, self._eps = 0.0, 0.0
         self._decay: Tensor | float = 0.0
         self._decoupled = False
 
@@ -45,29 +46,39 @@ class _Adaptive:
                 f"param_groups must agree in lr, eps and {', '.join(self._keys)} for the flow "
                 f"{self.name!r}, got {sorted(map(str, kinds))}. Give every group the same."
             )
+        rate, eps, *memory = kinds.pop()
         decays = tuple(float(g.get("weight_decay", 0.0)) for g in groups)
-        setting = kinds.pop(), decays
-        if setting == self._setting:
+        decoupled = bool(used[0].get("decoupled_weight_decay", False))
+        before = self.pace, self.fixed
+        self.pace = (float(rate), *(_forgetting(float(b)) for b in self._betas(memory)))
+        self.fixed = float(eps), decays, decoupled
+        if before == (self.pace, self.fixed):
             return False
-        self._setting, self._decays = setting, decays
-        rate = float(setting[0][0])
-        self._rate = rate if rate > 0.0 else self._rate
-        self._unit, self._eps = self._unit or self._rate or 1.0, float(setting[0][1])
-        self._remember(setting[0][2:])
-        self._decay = per_parameter(decays, groups, layout)
-        self._decoupled = bool(used[0].get("decoupled_weight_decay", False))
+        self._unit = self._unit or self.pace[0] or 1.0
+        if before[1] != self.fixed:
+            self._eps, self._decoupled = float(eps), decoupled
+            self._decay = per_parameter(decays, groups, layout)
         return True
 
     def step_size(self, groups: ParamGroups) -> float:
         """Return the learning rate that all groups share."""
         return max((float(g["lr"]) for g in groups if g["params"]), default=0.0)
 
-    def _remember(self, memory: tuple[Any, ...]) -> None:
+    def span(self, pace: tuple[float, ...]) -> float:
+        """Return the flow time of a step at this pace: the rate."""
+        return pace[0]
+
+    def field(self, theta: Tensor, grad: Tensor) -> Tensor:
+        """Return the rate of change of the state by t = Σ lr."""
+        rate = max(self.pace[0], 1e-300)
+        return self.by_step(theta, grad, (rate, *self.pace[1:])) / rate
+
+    def by_step(self, state: Tensor, grad: Tensor, pace: tuple[float, ...]) -> Tensor:
+        """Return the rate of change of the state per step of the optimizer."""
         raise NotImplementedError
 
-    def _forgetting(self, beta: float) -> float:
-        """Return the rate κ with e^{−κ·lr} = β."""
-        return -math.log(max(beta, 1e-300)) / max(self._rate, 1e-300)
+    def _betas(self, memory: list[Any]) -> tuple[Any, ...]:
+        return tuple(memory)
 
     def _with_decay(self, theta: Tensor, grad: Tensor) -> Tensor:
         grad = grad.to(theta.dtype)
@@ -89,20 +100,18 @@ class RMSpropFlow(_Adaptive):
     name = "rmsprop_flow"
     _keys = ("alpha",)
 
-    def _remember(self, memory: tuple[Any, ...]) -> None:
-        self._alpha = float(memory[0])
-
-    def field(self, theta: Tensor, grad: Tensor) -> Tensor:
-        """Return (θ', v') for a state (θ, v)."""
-        place, v = theta.chunk(2)
+    def by_step(self, state: Tensor, grad: Tensor, pace: tuple[float, ...]) -> Tensor:
+        """Return (θ', v') per step, for a state (θ, v)."""
+        place, v = state.chunk(2)
+        rate, forgets = pace
         grad = self._with_decay(place, grad)
         root = (v / self._unit).clamp_min(0.0).sqrt()
-        mean = self._forgetting(self._alpha) * (self._unit * grad.square() - v)
-        return torch.cat([-grad / (root + self._eps), mean])
+        mean = forgets * (self._unit * grad.square() - v)
+        return torch.cat([-rate * grad / (root + self._eps), mean])
 
     def lift(self, theta: Tensor, grad: Tensor, state: OptimizerState, layout: Layout) -> Tensor:
         """Return (θ, v) with the v that the next step will use."""
-        grad, alpha = self._with_decay(theta, grad), self._alpha
+        grad, alpha = self._with_decay(theta, grad), math.exp(-self.pace[1])
         v = alpha * self._held("square_avg", state, layout, theta) + (1.0 - alpha) * grad.square()
         return torch.cat([theta, self._unit * v])
 
@@ -125,39 +134,44 @@ class AdamFlow(_Adaptive):
     name = "adam_flow"
     _keys = ("betas",)
 
-    def _remember(self, memory: tuple[Any, ...]) -> None:
-        self._betas = float(memory[0][0]), float(memory[0][1])
+    def _betas(self, memory: list[Any]) -> tuple[Any, ...]:
+        return tuple(memory[0])
 
-    def field(self, theta: Tensor, grad: Tensor) -> Tensor:
-        """Return (θ', m', v', c') for a state (θ, m, v, c)."""
-        (place, m, v), c = theta[:-2].chunk(3), theta[-2:]
+    def by_step(self, state: Tensor, grad: Tensor, pace: tuple[float, ...]) -> Tensor:
+        """Return (θ', m', v', c') per step, for a state (θ, m, v, c)."""
+        (place, m, v), c = state[:-2].chunk(3), state[-2:] / self._unit
+        rate, first, second = pace
         grad = self._with_decay(place, grad)
-        first, second = (self._forgetting(beta) for beta in self._betas)
         root = (v / (self._unit * c[1])).clamp_min(0.0).sqrt()
         speed = -m / (self._unit * c[0]) / (root + self._eps)
         if self._decoupled:
             speed = speed - self._decay * place
-        rates = torch.tensor([first, second], dtype=theta.dtype, device=theta.device)
+        rates = torch.tensor([first, second], dtype=state.dtype, device=state.device)
         return torch.cat(
             [
-                speed,
+                rate * speed,
                 first * (self._unit * grad - m),
                 second * (self._unit * grad.square() - v),
-                rates * (1.0 - c),
+                rates * (self._unit * (1.0 - c)),
             ]
         )
 
     def lift(self, theta: Tensor, grad: Tensor, state: OptimizerState, layout: Layout) -> Tensor:
         """Return (θ, m, v, c) with the means that the next step will use."""
         grad = self._with_decay(theta, grad)
-        b1, b2 = self._betas
+        b1, b2 = (math.exp(-forgets) for forgets in self.pace[1:])
         m = b1 * self._held("exp_avg", state, layout, theta) + (1.0 - b1) * grad
         v = b2 * self._held("exp_avg_sq", state, layout, theta) + (1.0 - b2) * grad.square()
         known: Mapping[str, Any] = state.get(layout.params[0], {})
         k = float(known.get("step", 0)) + 1.0
         c = torch.tensor([1.0 - b1**k, 1.0 - b2**k], dtype=theta.dtype, device=theta.device)
-        return torch.cat([theta, self._unit * m, self._unit * v, c])
+        return torch.cat([theta, self._unit * m, self._unit * v, self._unit * c])
 
     def position(self, state: Tensor) -> Tensor:
         """Return θ of (θ, m, v, c)."""
         return state[:-2].chunk(3)[0]
+
+
+def _forgetting(beta: float) -> float:
+    """Return κ with e^{−κ} = β."""
+    return -math.log(max(beta, 1e-300))

@@ -56,6 +56,31 @@ class FlowWithMemory(Flow, Protocol):
         ...
 
 
+@runtime_checkable
+class PacedFlow(FlowWithMemory, Protocol):
+    """A flow whose memory is counted in steps, at a pace that schedules change.
+
+    Attributes:
+        pace: Numbers ≥ 0 that hold for one step, as last read: the rate, what means forget.
+        fixed: What else makes the field; a change of it is another field.
+    """
+
+    pace: tuple[float, ...]
+
+    @property
+    def fixed(self) -> tuple[Any, ...]:
+        """See the class."""
+        ...
+
+    def span(self, pace: tuple[float, ...]) -> float:
+        """Return the flow time η that a step at this pace takes."""
+        ...
+
+    def by_step(self, state: Tensor, grad: Tensor, pace: tuple[float, ...]) -> Tensor:
+        """Return the rate of change of the state per step, not per flow time."""
+        ...
+
+
 def position(flow: Flow, state: Tensor) -> Tensor:
     """Return the θ of a state of ``flow``, shape ``[d]``."""
     return flow.position(state) if isinstance(flow, FlowWithMemory) else state

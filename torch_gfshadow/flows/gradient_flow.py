@@ -35,7 +35,7 @@ class GradientFlow:
         decays = tuple(float(g.get("weight_decay", 0.0)) for g in groups)
         signs = tuple(1.0 if g.get("maximize", False) else -1.0 for g in groups)
         ratios = ratios_of(self.rates(groups))
-        if (decays, signs, ratios) == (self._decays, self._signs, self._ratios):
+        if (decays, signs, ratios) == self.fixed:
             return False
         self._decays, self._signs, self._ratios = decays, signs, ratios
         by_id = {
@@ -46,6 +46,11 @@ class GradientFlow:
         pairs = zip(layout.params, layout.sizes, strict=True)
         self._pieces = tuple((size, *by_id[id(p)]) for p, size in pairs)
         return True
+
+    @property
+    def fixed(self) -> tuple[tuple[float, ...], ...]:
+        """All that the field depends on: decays, signs and relative rates, by group."""
+        return self._decays, self._signs, self._ratios
 
     @property
     def paced_by_gradient(self) -> bool:

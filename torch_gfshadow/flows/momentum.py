@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,9 +42,10 @@ class HeavyBall:
 
     Primes are derivatives by Σ lr; the clock, as that of :class:`MomentumFlow`, is
     t = Σ lr/(1 − μ). Accurate to O(lr²) at fixed μ once the velocity has built up, and to O(lr)
-    while it does. The Hessian term is Nesterov's; it is
-    integrated without a Hessian, as p = m·(θ' + a·∇f), a = 2μ/(1 + μ), whose rate of change is
-    −∇f − (1 − μ)·θ'. The state is (θ, p), both in the units of θ: two copies of the parameters.
+    while it does. The Hessian term is Nesterov's; it is integrated without a Hessian, as
+    w = θ' + a·∇f, a = 2μ/(1 + μ), with m·w' = −∇f − (1 − μ)·θ'. The state is (θ, m₀·w), both in the
+    units of θ, m₀ being the first m: two copies of the parameters. Where lr or μ changes, θ and w
+    go on.
 
     Source: Kovachki & Stuart 2021, §3 (heavy ball); Shi, Du, Jordan & Su, "Understanding the
     acceleration phenomenon via high-resolution differential equations", Math. Prog. 195 (2022), for
@@ -54,11 +56,17 @@ class HeavyBall:
 
     def __init__(self) -> None:
         self._gradient = GradientFlow()
-        self._rate, self._mu, self._nesterov = 0.0, 0.0, False
+        self.pace: tuple[float, ...] = ()
+        self._nesterov = False
+        self._unit = 0.0
+
+    @property
+    def fixed(self) -> tuple[Any, ...]:
+        """What makes the system besides its pace (lr, 1 − μ)."""
+        return self._nesterov, self._gradient.fixed
 
     def configure(self, groups: ParamGroups, layout: Layout) -> bool:
         """Read rate, momentum and decay; say whether the system changed."""
-        before = self._rate, self._mu, self._nesterov
         used = [g for g in groups if g["params"]]
         kinds = {(float(g["lr"]), _momentum(g), bool(g.get("nesterov"))) for g in used}
         if len(kinds) != 1 or any(g.get("dampening") for g in used):
@@ -67,25 +75,40 @@ class HeavyBall:
                 f"'heavy_ball', got (lr, momentum, nesterov) = {sorted(kinds)}. "
                 "Use flow='momentum_flow'."
             )
-        rate, self._mu, self._nesterov = kinds.pop()
-        self._rate = rate if rate > 0.0 else self._rate  # a last step of size 0 moves nothing
-        changed = self._gradient.configure(groups, layout)
-        return changed or before != (self._rate, self._mu, self._nesterov)
+        rate, mu, nesterov = kinds.pop()
+        before = self.pace, self._nesterov
+        self.pace, self._nesterov = (rate, 1.0 - mu), nesterov
+        self._unit = self._unit or rate * (1.0 + mu) / 2.0 or 1.0
+        gradient = copy.copy(self._gradient)  # copies of this flow share what is not replaced
+        changed = gradient.configure(groups, layout)
+        self._gradient = gradient
+        return changed or before != (self.pace, self._nesterov)
 
     def step_size(self, groups: ParamGroups) -> float:
         """Return lr/(1 − μ)."""
         return max(float(g["lr"]) / (1.0 - _momentum(g)) for g in groups if g["params"])
 
+    def span(self, pace: tuple[float, ...]) -> float:
+        """Return the flow time of a step at this pace: lr/(1 − μ)."""
+        return pace[0] / max(pace[1], 1e-300)
+
     def field(self, theta: Tensor, grad: Tensor) -> Tensor:
-        """Return (θ', p') by t, for a state (θ, p)."""
-        place, p = theta.chunk(2)
+        """Return the rate of change of the state by t, for a state (θ, m₀·w)."""
+        pace = max(self.pace[0], 1e-300), self.pace[1]
+        return self.by_step(theta, grad, pace) / self.span(pace)
+
+    def by_step(self, state: Tensor, grad: Tensor, pace: tuple[float, ...]) -> Tensor:
+        """Return the rate of change of the state per step of the optimizer."""
+        place, p = state.chunk(2)
+        rate, friction = pace
         down = self._gradient.field(place, grad)  # −∇f − wd·θ
-        velocity = p / self._mass + self._share * down
-        return torch.cat([velocity, down - (1.0 - self._mu) * velocity]) * (1.0 - self._mu)
+        velocity = p / self._unit + self._share(friction) * down
+        turned = (down - friction * velocity) * (2.0 * self._unit / (2.0 - friction))
+        return torch.cat([rate * velocity, turned])
 
     def lift(self, theta: Tensor, grad: Tensor, state: OptimizerState, layout: Layout) -> Tensor:
-        """Return (θ, p) with the velocity of the momentum buffers; see the class."""
-        mu, down = self._mu, self._gradient.field(theta, grad)
+        """Return (θ, m₀·w) with the velocity of the momentum buffers; see the class."""
+        mu, down = 1.0 - self.pace[1], self._gradient.field(theta, grad)
         held = layout.flatten([state.get(p, {}).get("momentum_buffer") for p in layout.params])
         held = held.to(theta)
         # chosen so that the build-up of the velocity ends where the iterates' does, to O(lr²);
@@ -94,35 +117,25 @@ class HeavyBall:
             velocity = ((1.0 + 2.0 * mu) * down - 2.0 * mu**2 * held) / (1.0 + mu)
         else:
             velocity = (down - 2.0 * mu * held) / (1.0 + mu)
-        return torch.cat([theta, self._mass * (velocity - self._share * down)])
+        return torch.cat([theta, self._unit * (velocity - self._share(1.0 - mu) * down)])
 
     def position(self, state: Tensor) -> Tensor:
-        """Return θ of (θ, p)."""
+        """Return θ of (θ, m₀·w)."""
         return state.chunk(2)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was last read from the optimizer."""
-        mine = {"rate": self._rate, "mu": self._mu, "nesterov": self._nesterov}
+        mine = {"pace": self.pace, "nesterov": self._nesterov, "unit": self._unit}
         return mine | {"gradient": dict(vars(self._gradient))}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Be as :meth:`state_dict` found it."""
-        self._rate, self._mu = saved["rate"], saved["mu"]
+        self.pace, self._unit = tuple(saved["pace"]), saved["unit"]
         self._nesterov = saved["nesterov"]
         vars(self._gradient).update(saved["gradient"])
 
-    def turned(self, state: Tensor, before: HeavyBall) -> Tensor:
-        """Return the state after lr changed: the velocity goes on, the mass does not."""
-        place, p = state.chunk(2)
-        return torch.cat([place, p * (self._mass / before._mass)])
-
-    @property
-    def _mass(self) -> float:
-        return max(self._rate, 1e-300) * (1.0 + self._mu) / 2.0
-
-    @property
-    def _share(self) -> float:
-        return 2.0 * self._mu / (1.0 + self._mu) if self._nesterov else 0.0
+    def _share(self, friction: float) -> float:
+        return 2.0 * (1.0 - friction) / (2.0 - friction) if self._nesterov else 0.0
 
 
 def _momentum(group: object) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch_gfshadow.hookspecs import hookimpl
 from torch_gfshadow.solvers.auto import Auto
 from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper
+from torch_gfshadow.solvers.doubled import Doubled
 from torch_gfshadow.solvers.embedded import Bosh3, Dopri5, Dopri8
 from torch_gfshadow.solvers.in_torchdiffeq import register_with_torchdiffeq
 from torch_gfshadow.solvers.low_adams import Adams2
@@ -19,6 +20,7 @@ __all__ = [
     "Bosh3",
     "Dopri5",
     "Dopri8",
+    "Doubled",
     "Field",
     "Node",
     "SolverConfig",
@@ -61,6 +63,12 @@ def gfshadow_solvers() -> list[SolverSpec]:
             factory=RKC2,
             summary="stabilised, second order: evaluations grow like √(h·λ_max), for stiff flows",
             source="Sommeijer, Shampine & Verwer 1998",
+        ),
+        SolverSpec(
+            name="doubled",
+            factory=Doubled,
+            summary="steps h and 2h side by side, of order 5 or 3: for flows with memory",
+            source="Dormand & Prince 1980; Bogacki & Shampine 1989",
         ),
         SolverSpec(
             name="adams2",

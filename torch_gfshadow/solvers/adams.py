@@ -73,6 +73,12 @@ class _Line:
         self._previous, self._last_step = self.node.field, node.time - self.node.time
         self.node = node
 
+    def refresh(self) -> None:
+        """Evaluate the field anew at the newest node, and forget the slope before it."""
+        node = self.node
+        self.node = Node(node.time, node.state, self._field(node.state))
+        self._previous = None
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next step depends on."""
         return {
@@ -128,7 +134,18 @@ class AdamsStepper:
         """Take over the error of the solution so far: the companion starts that far away."""
         node = self._coarse.node
         self._coarse.node = Node(node.time, node.state - error, node.field)
-        self._gap = float(torch.linalg.vector_norm(error))
+        self._gap = math.hypot(self._gap, float(torch.linalg.vector_norm(error)))
+
+    def shift(self, offset: Tensor) -> None:
+        """Move both solutions; their slopes are left to :meth:`refresh`."""
+        for line in (self._fine, self._coarse):
+            node = line.node
+            line.node = Node(node.time, node.state + offset, node.field)
+
+    def refresh(self) -> None:
+        """Evaluate the field anew where the two solutions stand: it has changed."""
+        self._fine.refresh()
+        self._coarse.refresh()
 
     def step(
         self,

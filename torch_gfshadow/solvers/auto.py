@@ -29,13 +29,16 @@ from torch_gfshadow.solvers.base import (
     Blended,
     Field,
     Node,
+    Refreshing,
     SelfGrading,
     SolverConfig,
     Stepper,
     check_saved,
     load_plain,
+    remembers,
     save_plain,
 )
+from torch_gfshadow.solvers.doubled import doubled
 from torch_gfshadow.solvers.embedded import EmbeddedStepper, dopri5
 from torch_gfshadow.solvers.low_adams import LowStorageAdams
 from torch_gfshadow.solvers.low_storage import LowStorageRKC2
@@ -145,6 +148,25 @@ class AutoStepper:
     def error(self) -> float | None:
         """Error bar of the solver in use, if it has its own."""
         return self._inner.error if isinstance(self._inner, SelfGrading) else None
+
+    def shift(self, offset: Tensor) -> None:
+        """Move the solution, if the solver in use can."""
+        if isinstance(self._inner, Refreshing):
+            self._inner.shift(offset)
+
+    def refresh(self) -> None:
+        """Evaluate the field anew where the solver in use stands."""
+        if isinstance(self._inner, Refreshing):
+            self._inner.refresh()
+            return
+        inner, node = self._inner, self._inner.right
+        again = Node(node.time, node.state, self._field(node.state))
+        first = inner.next_step
+        self._inner = (
+            self._rkc2(again, first)
+            if isinstance(inner, RKC2Stepper)
+            else dopri5(self._field, again, first)
+        )
 
     def inherit(self, error: Tensor) -> None:
         """Hand an error bar to the solver in use."""
@@ -266,14 +288,18 @@ class AutoStepper:
 class Auto(SolverConfig):
     """Dormand–Prince 5(4) or RKC2 on smooth fields, two-step Adams–Bashforth across kinks.
 
+    Flows with memory, whose spectrum is not real, take :class:`Doubled` without kinks.
     Beyond two million parameters RKC2 throughout, and both in low storage (:mod:`..storage`).
     """
 
     def is_low(self, field: Field, dim: int) -> bool:
-        """Say so of models beyond two million parameters."""
-        return dim > SMALL and isinstance(field, AveragingField)
+        """Say so of models beyond two million parameters, without velocities or running means."""
+        return dim > SMALL and isinstance(field, AveragingField) and not remembers(field)
 
     def start(self, field: Field, node: Node, first_step: float) -> Stepper:
         """Return the live solver."""
+        kinked = isinstance(field, AveragingField) and field.kinked
+        if remembers(field) and not kinked:
+            return doubled(field, node, first_step, "auto:")
         low = self.is_low(field, node.field.numel())
         return AutoStepper(field, node, first_step, low)

@@ -64,6 +64,11 @@ class StretchingField(AveragingField, AddingField, Protocol):
         ...
 
 
+def remembers(field: Field) -> bool:
+    """Say whether states hold velocities or running means, so that the spectrum is not real."""
+    return bool(getattr(field, "remembers", False))
+
+
 def add_field(field: Field, out: Tensor, theta: Tensor, weight: float) -> None:
     """Add ``weight``·F(θ) to ``out``, in place where the field can."""
     if isinstance(field, AddingField):
@@ -219,6 +224,19 @@ class SelfGrading(Protocol):
 
     def inherit(self, error: Tensor) -> None:
         """Take over an error bar: a vector as long as the bar, pointing as the error does."""
+        ...
+
+
+@runtime_checkable
+class Refreshing(Protocol):
+    """A stepper that can be told that the field has changed."""
+
+    def shift(self, offset: Tensor) -> None:
+        """Move the solution by ``offset``, shape ``[d]``, where it stands."""
+        ...
+
+    def refresh(self) -> None:
+        """Evaluate the field anew where the solution stands, and go on from there."""
         ...
 
 

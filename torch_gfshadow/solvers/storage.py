@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow._blocks import Terms, fill
-from torch_gfshadow.solvers.base import Field, Node, SolverConfig
+from torch_gfshadow.solvers.base import Field, Node, SolverConfig, remembers
 
 SMALL = 2_000_000
 """Up to this many parameters copies of them are nothing, and states are float64 vectors."""
@@ -41,7 +41,9 @@ class StoredConfig(SolverConfig):
             )
 
     def is_low(self, field: Field, dim: int) -> bool:
-        """Say whether states of ``dim`` entries are kept in low storage."""
+        """Say whether states of ``dim`` entries are kept in low storage: of plain gradient flows."""
+        if remembers(field):
+            return False
         return self.storage == "low" or (self.storage == "auto" and dim > SMALL)
 
 
