@@ -41,7 +41,7 @@ class StoredConfig(SolverConfig):
             )
 
     def is_low(self, field: Field, dim: int) -> bool:
-        """Say whether states of ``dim`` entries are kept in low storage: of plain gradient flows."""
+        """Say whether states of ``dim`` entries are kept in low storage; gradient flows only."""
         if remembers(field):
             return False
         return self.storage == "low" or (self.storage == "auto" and dim > SMALL)
