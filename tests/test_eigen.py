@@ -1,15 +1,16 @@
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.sparse.linalg import eigsh
 
-from torch_gfshadow._krylov import Space, norm
+from torch_gfshadow._krylov import NEGLIGIBLE, Space, norm
 from torch_gfshadow._lower_bound import probabilistic_lower_bound
 from torch_gfshadow._recycled import Recycled, damped
-from torch_gfshadow.eigen import FAILURE_PROBABILITY, NEGLIGIBLE, Spectrum, extreme_eigenpairs
+from torch_gfshadow.eigen import FAILURE_PROBABILITY, Spectrum, extreme_eigenpairs
 from torch_gfshadow.errors import CurvatureError
 
 D = 240
@@ -28,6 +29,12 @@ SPECTRA = {
     "multiple ends": spread([-3.0, -3.0], [5.0, 5.0, 5.0]),
     "like a network": spread([], [28.0, 23.0, 21.0, 19.0, 16.0, 11.0, 9.7, 8.6], (-0.2, 1.2)),
     "like a network, mirrored": spread([-28.0, -23.0, -21.0, -16.0], [], (-1.2, 0.2)),
+    "tiny lambda_min": torch.cat(
+        [
+            torch.tensor([-0.03, 40.0, 30.0, 24.0, 20.0, 15.0, 11.0, 7.0], dtype=torch.float64),
+            torch.linspace(-0.9, 4.0, D - 8, dtype=torch.float64) ** 3 / 40.0,
+        ]
+    ),
     "rank deficient": spread([-2.0, -1.0], [7.0, 3.0], (0.0, 0.0)),
     "positive definite": torch.linspace(1.0, 100.0, D, dtype=torch.float64),
     "negative definite": torch.linspace(-100.0, -1.0, D, dtype=torch.float64),
@@ -290,6 +297,50 @@ def test_recycled_outliers_save_products_over_plain_vectors():
     assert cost["spectrum"] < cost["vectors"]
 
 
+def turned(matrix, turn, times):
+    """The matrix with its eigenvectors turned ``times`` times in the same way."""
+    whole = torch.linalg.matrix_power(turn, times)
+    moved = whole @ matrix @ whole.T
+    return 0.5 * (moved + moved.T)
+
+
+def turning(size, seed):
+    """A small rotation of angle about ``size``."""
+    generator = torch.Generator().manual_seed(seed)
+    skew = torch.randn(D, D, generator=generator, dtype=torch.float64) * size / math.sqrt(D)
+    return torch.matrix_exp(skew - skew.T)
+
+
+def cost_of(matrices, memory=True):
+    """Products of the warm searches along a sequence of matrices, all of them right."""
+    ends, spent = solve(matrices[0]), 0
+    for matrix in matrices[1:]:
+        start = ends if memory else replace(ends, recycled=ends.recycled.still())
+        ends = solve(matrix, start=start)
+        exact = torch.linalg.eigvalsh(matrix)
+        assert ends.converged
+        assert ends.lambda_min == pytest.approx(float(exact[0]), rel=0.01)
+        assert ends.lambda_max == pytest.approx(float(exact[-1]), rel=0.01)
+        spent += ends.n_products
+    return spent
+
+
+@pytest.mark.parametrize("name", ["like a network", "tiny lambda_min"])
+@pytest.mark.parametrize(("times", "size"), [(range(10), 0.04), ([0, 1, 2, 4, 8, 16], 0.008)])
+def test_eigenvectors_that_go_on_turning_are_met_where_they_will_be(name, times, size):
+    # At equal distances, and at distances that double from one search to the next.
+    turn = turning(size, 3)
+    matrices = [turned(dense(SPECTRA[name]), turn, k) for k in times]
+    assert cost_of(matrices) < 0.85 * cost_of(matrices, memory=False)
+
+
+def test_eigenvectors_that_turn_at_random_cost_no_more_for_having_a_past():
+    matrices = [dense(SPECTRA["like a network"])]
+    for step in range(8):
+        matrices.append(drift(matrices[-1], 0.01, step))
+    assert cost_of(matrices) <= 1.05 * cost_of(matrices, memory=False)
+
+
 def test_an_unchanged_operator_costs_one_product_per_start_vector():
     matrix = dense(SPECTRA["sign symmetric"])
     first = solve(matrix)
@@ -403,6 +454,72 @@ def test_an_end_that_appears_out_of_reach_of_the_kept_is_found_by_the_random_par
     warm = solve(moved, start=ends)
     assert warm.lambda_min == pytest.approx(float(exact[0]), rel=0.01)
     assert warm.lambda_max == pytest.approx(float(exact[-1]), rel=0.01)
+
+
+def test_a_fresh_start_finds_what_hid_from_warm_ones_and_bounds_like_a_cold_one():
+    # The matrix of the test above, whose new end no warm search can see.
+    q = torch.linalg.eigh(dense(SPECTRA["sign symmetric"]))[1]
+    before = spread([-3.0], [5.0])
+    ends = solve(q @ torch.diag(before) @ q.T, tol=1e-10, max_products=300)
+    kept = torch.linalg.qr(torch.cat([ends.recycled.starts, ends.recycled.outliers]).T)[0]
+    new = q[:, 100] - kept @ (kept.T @ q[:, 100])
+    new /= new.norm()
+    blind = torch.eye(D, dtype=torch.float64) - torch.outer(new, new)
+    matrix = blind @ (q @ torch.diag(before) @ q.T) @ blind - 9.0 * torch.outer(new, new)
+    fresh, cold = solve(matrix, start=ends, fresh=True, seed=1), solve(matrix, seed=1)
+    assert fresh.lambda_min == pytest.approx(-9.0, rel=0.01)
+    assert (fresh.failure_probability, fresh.age) == (FAILURE_PROBABILITY, 0)
+    assert fresh.lower_bound == cold.lower_bound <= -9.0
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_fresh_start_costs_a_basis_and_a_warm_search_where_a_cold_one_costs_many(sign):
+    matrix = sign * dense(SPECTRA["tiny lambda_min"])
+    known = solve(matrix, tol=1e-3, max_products=1000)
+    moved = drift(matrix, 0.003, 1)
+    cold = solve(moved, tol=1e-3, max_products=1000, max_basis=16, seed=2)
+    warm = solve(moved, tol=1e-3, max_products=1000, max_basis=16, start=known)
+    fresh = solve(moved, tol=1e-3, max_products=1000, max_basis=16, start=known, fresh=True, seed=2)
+    assert fresh.converged
+    assert fresh.n_products <= 16 + warm.n_products + 8
+    assert fresh.n_products < 0.8 * cold.n_products
+    exact = torch.linalg.eigvalsh(moved)
+    assert fresh.lower_bound == cold.lower_bound <= float(exact[0])
+    assert fresh.lambda_min == pytest.approx(float(exact[0]), rel=1e-3)
+    assert fresh.lambda_max == pytest.approx(float(exact[-1]), rel=1e-3)
+
+
+def test_a_fresh_start_with_nothing_to_start_from_is_a_cold_one():
+    matrix = dense(SPECTRA["like a network"])
+    cold, fresh = solve(matrix), solve(matrix, fresh=True)
+    assert (fresh.lambda_min, fresh.n_products, fresh.age) == (cold.lambda_min, cold.n_products, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_outliers", "factor"),
+    [
+        ("sign symmetric bulk", 30, 1.1),
+        ("like a network", 30, 1.05),
+        ("tiny lambda_min", 30, 1.05),
+        ("tiny lambda_min", 0, 2.5),
+    ],
+)
+def test_a_small_basis_costs_little_beside_one_that_is_never_full(name, n_outliers, factor):
+    # What is remembered of the outliers and the Ritz vectors of one step before make up for it.
+    matrix, spent = dense(SPECTRA[name]), {12: 0, D: 0}
+    for max_basis in spent:
+        for seed in range(3):
+            ends = solve(
+                matrix,
+                tol=1e-3,
+                max_products=1000,
+                max_basis=max_basis,
+                n_outliers=n_outliers,
+                seed=seed,
+            )
+            assert ends.converged
+            spent[max_basis] += ends.n_products
+    assert spent[12] <= factor * spent[D]
 
 
 def test_age_counts_warm_starts_since_the_last_cold_one():

@@ -279,12 +279,26 @@ def test_the_next_point_starts_from_the_previous_spectrum(setup):
     assert second.failure_probability is None
 
 
-def test_every_so_often_a_spectrum_is_computed_from_scratch(setup, monkeypatch):
+def test_asking_for_more_at_a_point_keeps_what_is_known_of_the_turning(setup):
+    step = 0.02 * torch.randn(len(setup.theta), generator=torch.Generator().manual_seed(1))
+    spectrum = None
+    for k in range(4):
+        point = setup.point(theta=setup.theta + k * step, previous=spectrum)
+        spectrum = point.spectrum()
+    assert spectrum.recycled.turns != (None, None)
+    tight = point.spectrum(tol=1e-7, max_products=500)
+    assert tight is not spectrum
+    assert torch.equal(tight.recycled.before, spectrum.recycled.before)
+    assert tight.recycled.turns == spectrum.recycled.turns
+
+
+def test_every_so_often_a_spectrum_starts_from_a_random_vector_again(setup, monkeypatch):
     monkeypatch.setattr(base_module, "REFRESH", 3)
     spectrum, ages = None, []
     for _ in range(9):
         spectrum = setup.point(previous=spectrum).spectrum()
         ages.append(spectrum.age)
+        assert (spectrum.failure_probability is None) == (spectrum.age > 0)
     assert ages == [0, 1, 2, 3, 0, 1, 2, 3, 0]
 
 

@@ -143,15 +143,28 @@ class Space:
 
     def ends(self, values: Tensor, mixes: Tensor) -> tuple[Pair, Pair]:
         """Return the smallest and the largest Ritz pair; residuals come from V and W."""
-        return self._pair(values, mixes, 0), self._pair(values, mixes, -1)
+        low, high = float(values[0]), float(values[-1])
+        return self._pair(low, mixes[:, 0]), self._pair(high, mixes[:, -1])
 
-    def restart(self, mixes: Tensor, keep: int) -> None:
-        """Shrink the space to the span of the ``keep`` outermost Ritz vectors at each end."""
+    def restart(self, mixes: Tensor, keep: int, also: Tensor) -> None:
+        """Shrink the space to the ``keep`` outermost Ritz vectors at each end, and to a few more.
+
+        With the ends' Ritz vectors of one step before, ``also`` (their mixes of the space as it
+        was), little of the whole space's convergence is lost: a conjugate gradient step needs no
+        more of the past either (Stathopoulos & Saad 1998).
+        """
         kept = torch.cat([mixes[:, :keep], mixes[:, -keep:]], dim=1)
+        for mix in also.T:
+            more = torch.zeros(self.size, dtype=torch.float64, device="cpu")
+            more[: len(mix)] = mix
+            for _ in range(2):
+                more = more - kept @ (kept.T @ more)
+            if float(more.norm()) > 1e-8 and kept.shape[1] < self.capacity - 1:
+                kept = torch.cat([kept, (more / more.norm())[:, None]], dim=1)
         projected = kept.T @ self.projected @ kept
         vectors = [self._mixed(self.vectors, mix) for mix in kept.T]
         images = [self._mixed(self.images, mix) for mix in kept.T]
-        self.size = 2 * keep
+        self.size = kept.shape[1]
         self._vectors[: self.size] = torch.stack(vectors)
         self._images[: self.size] = torch.stack(images)
         self._projected[: self.size, : self.size] = projected
@@ -165,10 +178,9 @@ class Space:
         inner = self.projected.diagonal(-1).abs().tolist()
         return [*inner, self.remainder()]
 
-    def _pair(self, values: Tensor, mixes: Tensor, index: int) -> Pair:
-        value = float(values[index])
-        vector = self._mixed(self.vectors, mixes[:, index])
-        residual = self._mixed(self.images, mixes[:, index]) - value * vector
+    def _pair(self, value: float, mix: Tensor) -> Pair:
+        vector = self._mixed(self.vectors, mix)
+        residual = self._mixed(self.images, mix) - value * vector
         return Pair(value, vector, residual, norm(residual))
 
     def _mixed(self, rows: Tensor, mix: Tensor) -> Tensor:

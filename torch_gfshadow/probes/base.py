@@ -16,7 +16,7 @@ from torch_gfshadow.objective import Objective
 from torch_gfshadow.products import HessianProduct
 
 REFRESH = 32
-"""Warm starts after which a spectrum is computed from a random vector again."""
+"""Warm starts after which a search begins with a random vector again."""
 
 
 class Point:
@@ -95,9 +95,9 @@ class Point:
     def spectrum(self, tol: float = 0.01, max_products: int = 100) -> Spectrum:
         """Return both ends of the Hessian's spectrum, computed once for all probes.
 
-        It starts from the previous point's, and from a random vector at every ``REFRESH``-th
-        point: only that can find an end the warm starts have lost sight of. Asking for more
-        than was asked before goes on from what is there.
+        It starts from the previous point's, and at every ``REFRESH``-th point from a random
+        vector, too: only that can find an end the warm starts have lost sight of. Asking for
+        more than was asked before goes on from what is there.
 
         Args:
             tol: Relative residual asked for.
@@ -112,8 +112,10 @@ class Point:
         if known is not None and not self._asks_more(known, tol, max_products):
             return known
         start = known or self._previous
-        if start is not None and (start.age >= REFRESH or len(start.vector_min) != len(self.theta)):
+        if start is not None and len(start.vector_min) != len(self.theta):
             start = None
+        if known is not None and known.recycled is not None:
+            start = replace(known, recycled=known.recycled.still())
         layout = self.objective.layout
         try:
             found = extreme_eigenpairs(
@@ -125,6 +127,7 @@ class Point:
                 tol=tol,
                 max_products=max_products,
                 seed=self._seed + self.step,  # each random start a new chance
+                fresh=known is None and start is not None and start.age >= REFRESH,
             )
         except CurvatureError as failure:
             self._failure = failure
@@ -137,6 +140,9 @@ class Point:
                 failure_probability=known.failure_probability,
                 age=known.age,
             )
+        if known is not None and known.recycled is not None and found.recycled is not None:
+            now, last = found.recycled, known.recycled
+            found = replace(found, recycled=replace(now, before=last.before, turns=last.turns))
         self._asked = (tol, max_products)
         self._spectrum = found
         return found
