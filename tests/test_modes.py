@@ -254,6 +254,35 @@ def test_steps_that_amp_skips_are_no_steps(to_none, fused):
     assert missed <= last.solver_error < 0.2 * last.discrepancy
 
 
+@pytest.mark.parametrize("why", ["amp", "amp keeps zeros", "the loop"])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_steps_left_out_before_a_watched_batch_are_no_part_of_the_next(why, accumulated):
+    model = linear().float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    shadow, flow, held = attach(model, optimizer), weights(model).double(), []
+    todo = [tuple(t.float() for t in batch) for batch in batches(8 * accumulated)]
+    for i, batch in enumerate(shadow.watch(todo)):
+        k = i // accumulated
+        if i % accumulated == 0:
+            optimizer.zero_grad(set_to_none=why != "amp keeps zeros")
+            held = []
+        held.append(tuple(t.double() for t in batch))
+        loss = squares(model, batch) / accumulated
+        scaler.scale(loss * (math.inf if why != "the loop" and k in (2, 5) else 1.0)).backward()
+        if i % accumulated < accumulated - 1 or (why == "the loop" and k in (2, 5)):
+            continue
+        scaler.step(optimizer)
+        scaler.update()
+        if k not in (2, 5):
+            flow = exactly(flow, tuple(map(torch.cat, zip(*held, strict=True))), 0.1)
+    last = shadow.records[-1]
+    assert last.step == 6
+    assert {r.audit for r in shadow.records[1:]} == {"match"}
+    missed = float((shadow._tracker.shadow.theta - flow).norm())
+    assert missed <= last.solver_error < 0.2 * last.discrepancy
+
+
 def test_dropout_and_batch_norm_see_the_random_numbers_of_the_loop():
     torch.manual_seed(0)
     model = nn.Sequential(

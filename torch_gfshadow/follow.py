@@ -131,19 +131,23 @@ class Follower:
         self, own: Tensor, used: Tensor | None, objective: Objective | None = None
     ) -> None:
         before = self.audit.kind
-        if used is None:
-            lent = self._parts.watched.gradients()
-            assert lent is not None
-            self.audit = compare_parts(lent, own)
-        else:
-            self.audit = compare(used, own)
-        if self.audit.kind == "mismatch" and self.audit.cosine > _AUTOCAST_COSINE:
-            self.audit = self._compared_in_halves(used, objective or self._parts.objective)
+        self.audit = self._verdict(own, used, objective or self._parts.objective)
         if self.audit.kind == "mismatch" and before != "mismatch":
             step = self._clock.step
             _log.warning("gradient audit at step %d: %s", step, Status.MISMATCH.sentence)
 
-    def _compared_in_halves(self, used: Tensor | None, objective: Objective | None) -> Audit:
+    def _verdict(self, own: Tensor, used: Tensor | None, objective: Objective | None) -> Audit:
+        if used is None:
+            lent = self._parts.watched.gradients()
+            assert lent is not None
+            audit = compare_parts(lent, own)
+        else:
+            audit = compare(used, own)
+        if audit.kind == "mismatch" and audit.cosine > _AUTOCAST_COSINE:
+            return self._compared_in_halves(used, objective) or audit
+        return audit
+
+    def _compared_in_halves(self, used: Tensor | None, objective: Objective | None) -> Audit | None:
         """Compare with the gradient as the loop computes it if it runs under autocast.
 
         The loop's autocast is over when its step is seen, so it is found out by trying.
@@ -158,7 +162,7 @@ class Follower:
                 return found
         if len(self._halves) > 1:
             self._halves = ()  # not a loop under autocast
-        return self.audit
+        return None
 
     def known_loss(self) -> tuple[Tensor, float] | None:
         """Return a point of the flow, shape ``[d]``, and the loss that was found there."""

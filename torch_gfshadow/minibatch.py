@@ -142,6 +142,7 @@ class Minibatch(Follower):
         if starts or self._parts.settings.audit:
             known = objective.loss_and_grad(theta, "audit")
             if used is not None and self._parts.settings.audit:
+                objective, known = self._without_skipped(window, objective, theta, known, used)
                 self._compare(known[1], used, objective)
                 factor = self._factor()
         if starts:
@@ -151,6 +152,34 @@ class Minibatch(Follower):
             self.shadow = self._shadow_of(state)
             self._fresh = self._restarts
         self._piece = objective, factor, known if starts else None
+
+    def _without_skipped(
+        self,
+        window: list[Seen],
+        objective: Objective,
+        theta: Tensor,
+        known: tuple[float, Tensor],
+        used: Tensor,
+    ) -> tuple[Objective, tuple[float, Tensor]]:
+        """Leave out batches of a step that the loop did not take, if the gradient is without them.
+
+        Returns:
+            The objective of the batches that are left, and its loss and gradient.
+        """
+        ranks, count = self._parts.ranks, len(window)
+        if count < 2 or self._verdict(known[1], used, objective).kind != "mismatch":
+            return objective, known
+        first = self._observed.replaced(window)
+        if ranks is not None:  # all of them evaluate, or none
+            first = min(int(ranks.agreed(float(first), theta.device)), count - 1)
+        later = self._objective(window[first:]) if first > 0 else None
+        if later is None:
+            return objective, known
+        found = later.loss_and_grad(theta, "audit")
+        if self._verdict(found[1], used, later).kind != "mismatch":
+            return later, found
+        self._objective(window)  # what is measured, too
+        return objective, known
 
     def _lost(self, count: int) -> None:
         """Pass over a step some of whose batches were observed before the state was saved."""

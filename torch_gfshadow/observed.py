@@ -2,7 +2,8 @@
 
 Traps measured on real loops (each is a test): a step that AMP skips fires no hook, so a new window
 must be recognised by its gradients; some loops set them to zeros and not to None; Lightning clears
-them after the forward pass, so a step that happened must open a new window, too.
+them after the forward pass, so a step that happened must open a new window, too; a loop over
+``watch`` clears them when the next batch is observed already.
 """
 
 from __future__ import annotations
@@ -12,18 +13,25 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from torch_gfshadow._sandbox import Replay
 from torch_gfshadow._streams import Streams, torch_streams
+from torch_gfshadow._tree import dense
 from torch_gfshadow.errors import must
 from torch_gfshadow.watched import Watched
 
 
 class Seen(NamedTuple):
-    """One batch of a window."""
+    """One batch of a window.
+
+    Attributes:
+        mark: A gradient that was there when it was observed; None for the first of a window.
+    """
 
     replay: Replay
     weight: float
+    mark: Tensor | None = None
 
 
 class Observed:
@@ -52,7 +60,7 @@ class Observed:
             self._window.clear()
         if not isinstance(batch, Replay):
             batch = Replay(batch, self.random_state())
-        self._window.append(Seen(batch, weight))
+        self._window.append(Seen(batch, weight, self._smallest() if self._window else None))
 
     @property
     def count(self) -> int:
@@ -68,8 +76,30 @@ class Observed:
         window, self._window = self._window, []
         return window
 
+    def replaced(self, window: list[Seen]) -> int:
+        """Return how many of the window's first batches may have no part in the gradients now.
+
+        A step that the loop itself left out leaves gradients behind, which it clears when the next
+        batch has been observed already. They are other tensors then.
+        """
+        now = [p.grad for p in self._watched.layout.params]
+        for i in reversed(range(1, len(window))):
+            mark = window[i].mark
+            if mark is not None and not any(grad is mark for grad in now):
+                return i
+        return 0
+
+    def _smallest(self) -> Tensor | None:
+        grads = [p.grad for p in self._watched.layout.params if p.grad is not None]
+        return min(grads, key=lambda grad: grad.numel(), default=None)
+
     def _accumulating(self) -> bool:
-        """Say whether the gradients of the window's batches are still there."""
-        grads = [p.grad for p in self._watched.layout.params]
+        """Say whether the gradients of the window's batches are still there, and of any use.
+
+        Infinite ones are not: AMP leaves their step out, and the loop begins anew.
+        """
+        grads = [p.grad.detach() for p in self._watched.layout.params if p.grad is not None]
         with torch.no_grad():
-            return any(g is not None and bool(g.detach().any()) for g in grads)
+            if not any(bool(grad.any()) for grad in grads):
+                return False
+            return all(bool(dense(grad).isfinite().all()) for grad in grads)
