@@ -21,6 +21,7 @@ from torch_gfshadow.flows.base import Flow, FlowWithMemory, PacedFlow, lifted, p
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.paced import PacedShadow
 from torch_gfshadow.parts import Parts
+from torch_gfshadow.rest import Rest
 from torch_gfshadow.shadow import ShadowFlow
 from torch_gfshadow.status import Status, worst
 
@@ -53,7 +54,7 @@ class Follower:
         self._audits = SparseSchedule(dense=0, ratio=2.0)
         self._halves: tuple[torch.dtype, ...] = _HALVES
         self._noted: list[tuple[Status, str]] = []
-        self._factors = Factors()
+        self._factors, self._rest = Factors(), Rest()
         self._parts, self._clock = parts, clock
         self.given = parts.objective
         self._paced = isinstance(parts.flow, PacedFlow)
@@ -219,6 +220,7 @@ class Follower:
             return
         parts.flow.configure(parts.watched.groups, parts.watched.layout)
         self._factors.begin(self._clock.step)
+        self._rest.begin(self._clock.step)
         watched, self.since = parts.watched, self._clock.time
         if isinstance(parts.flow, FlowWithMemory):
             theta = theta.to(parts.solver.dtype)
@@ -249,6 +251,14 @@ class Follower:
         known = objective.loss_and_grad(position(flow, state), "flow")
         self.shadow = self._shadow_at(state, known)
         self.shadow.inherit(shadow)
+
+    def rested(self) -> bool:
+        """Say whether a shadow that proved too dear or too stiff is to be replaced here."""
+        shadow, step, most = self.shadow, self._clock.step, self._parts.solver.max_evals
+        if shadow is None or not self._rest.over(step, shadow.status):
+            return False
+        spent = self._parts.session.ledger.grads["flow"]
+        return most is None or spent <= most * step
 
     def stop(self) -> None:
         """Follow nothing until started again."""
@@ -296,6 +306,7 @@ class Follower:
             "audit": dataclasses.asdict(self.audit),
             "own": self._own,
             "factors": self._factors.state_dict(),
+            "rest": self._rest.state_dict(),
             "audits_next": self._audits_next,
             "audits": self._audits.next,
             "halves": [_HALVES.index(dtype) for dtype in self._halves],
@@ -310,6 +321,7 @@ class Follower:
         self.step_size, self._own = saved["step_size"], saved["own"]
         self.since, self._audits_next = saved["since"], saved["audits_next"]
         self._factors.load_state_dict(saved["factors"])
+        self._rest.load_state_dict(saved["rest"])
         self.audit, self._audits.next = Audit(**saved["audit"]), saved["audits"]
         self._halves = tuple(_HALVES[i] for i in saved["halves"])
         self._noted = [(Status(status), detail) for status, detail in saved["noted"]]
@@ -351,7 +363,10 @@ class Follower:
             return [(Status.PENDING, "No shadow has started: budget= has to be earned first")]
         if self.shadow is None:
             return [(Status.PASSIVE, self._parts.why_passive)]
-        return [] if self.shadow.alive else [(self.shadow.status, self.shadow.detail)]
+        if not self.shadow.alive:
+            return [(self.shadow.status, self.shadow.detail)]
+        behind = self.shadow.behind
+        return [(Status.BEHIND, behind)] if behind else []
 
 
 def seen(discrepancy: float, distance: float, error: float, loss: float | None) -> dict[str, Any]:

@@ -148,6 +148,7 @@ class Minibatch(Follower):
         if starts:
             assert known is not None
             self.since = self._clock.time
+            self._rest.begin(self._clock.step)
             state = lifted(flow, theta, factor * known[1], watched.state, watched.layout)
             self.shadow = self._shadow_of(state)
             self._fresh = self._restarts

@@ -64,6 +64,7 @@ class PiecewiseFlow:
     """
 
     solver = "midpoint"
+    behind = ""  # every piece is crossed or given up
 
     def __init__(
         self,

@@ -38,9 +38,11 @@ _SHARE, _FLOOR = 0.3, 0.03
 _KINK_RESOLUTION = 0.2
 _KINK_LONGEST = 10.0
 _BLOW_UP = 1e8
+_HOPELESS, _FARTHEST = 0.25, 20.0
+"""Share of a step that must be gained in a step, and steps a shadow may be behind."""
 # attributes that are numbers or strings, saved as they are
 _PLAIN = ["detail", "_step_size", "_curvature", "_origin", "_first_norm", "_scale"]
-_PLAIN += ["_evals", "_steps_of_run", "_now"]
+_PLAIN += ["behind", "_evals", "_steps_of_run", "_now"]
 
 
 class _Pace(NamedTuple):
@@ -239,7 +241,7 @@ class ShadowFlow:
     ) -> None:
         self.config, self.resolution = config, resolution
         self.status = Status.OK
-        self.detail = ""
+        self.detail = self.behind = ""
         self._field = FlowField(flow, objective, "flow")
         self._errors = FlowField(flow, objective, "error")
 
@@ -296,7 +298,7 @@ class ShadowFlow:
 
     @property
     def alive(self) -> bool:
-        """Whether the flow can be continued."""
+        """Whether the flow can be continued; :attr:`behind` says if it has yet to catch up."""
         return self.status is Status.OK
 
     @property
@@ -324,15 +326,17 @@ class ShadowFlow:
             lambda_max: Largest Hessian eigenvalue last seen by a probe, if any.
         """
         # records may be sparse; under a schedule that lowers η there are more steps than this
+        steps = self._steps_of_run
         if time > self._now:
             ahead = round((time - self._origin) / self._step_size)
-            self._steps_of_run, self._now = max(self._steps_of_run + 1, ahead), time
+            self._steps_of_run, self._now = max(steps + 1, ahead), time
+        self.behind = ""
         try:
             with self._field.objective.ledger.limited():
-                self._run_to(time, lambda_max)
+                self._run_to(time, lambda_max, max(self._steps_of_run - steps, 1))
         except OverBudgetError as over:
             self._stop(Status.TRUNCATED, str(over))
-        return self.alive
+        return self.alive and not self.behind
 
     def state(self, time: float) -> Tensor:
         """Return θ̃(time), shape ``[d]``, at a time reached by :meth:`advance`."""
@@ -376,16 +380,37 @@ class ShadowFlow:
             # below this, rounding of θ̃ itself is all there is to resolve
             self._scale = max(discrepancy, 1e-12 * self._first_norm)
 
-    def _run_to(self, time: float, lambda_max: float | None) -> None:
-        limit = self._limit()
+    def _run_to(self, time: float, lambda_max: float | None, steps: int) -> None:
+        limit, before, start = self._limit(), self._evals, self._stepper.right.time
+        burst = math.inf if math.isinf(limit) else (self.config.max_burst or math.inf) * steps
         while self.alive and self._stepper.right.time < time:
             self._step(time, lambda_max)
-            if self._evals > limit and self._stepper.right.time < time:
+            now = self._stepper.right.time
+            if now >= time:
+                break
+            if self._evals > limit:
                 self._stop(
                     Status.TRUNCATED,
                     f"{self._evals} evaluations did not bring {self.solver} to t = {time:.6g}; it "
-                    f"stands at {self._stepper.right.time:.6g}",
+                    f"stands at {now:.6g}",
                 )
+            elif self._evals - before >= burst:
+                self._fall_behind(time, now - start, steps, self._evals - before)
+                break
+
+    def _fall_behind(self, time: float, way: float, steps: int, spent: int) -> None:
+        """Stop for this step; for good if as much every step would never catch up."""
+        left = (time - self._stepper.right.time) / self._step_size
+        gained = max(way, self._stepper.next_step)  # the first steps of a solver are short
+        if gained < _HOPELESS * steps * self._step_size or left > _FARTHEST:
+            self._stop(
+                Status.TRUNCATED,
+                f"{spent} evaluations, the most for {steps} of the run's steps, took {self.solver} "
+                f"{way / self._step_size:.2g} steps further, to t = "
+                f"{self._stepper.right.time:.6g}; {left:.2g} are left",
+            )
+        else:
+            self.behind = f"{left:.2g} steps of the run behind"
 
     def _step(self, time: float, lambda_max: float | None) -> None:
         stepper = self._stepper
@@ -396,9 +421,10 @@ class ShadowFlow:
         if isinstance(self._bar, LowStorageBar) and isinstance(stepper, Blended):
             stepper.release()
             self._bar.catch_up(stepper.right)
-        before = self._field.objective.ledger.grads["flow"]
+        counts = self._field.objective.ledger.grads
+        before = counts["flow"]
         accepted = stepper.step(tolerance, shortest, longest, lambda_max)
-        spent = self._field.objective.ledger.grads["flow"] - before
+        spent = counts["flow"] - before
         self._evals += spent
         if self._bar.value > 0.0 and isinstance(stepper, SelfGrading) and stepper.error is not None:
             error = self._bar.hand_over()

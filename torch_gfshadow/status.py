@@ -13,6 +13,7 @@ class Status(StrEnum):
     PENDING = "pending"
     PASSIVE = "passive"
     UNRESOLVED = "unresolved"
+    BEHIND = "behind"
     TRUNCATED = "truncated"
     SCALED = "scaled"
     UNOBSERVED = "unobserved"
@@ -51,9 +52,14 @@ _SENTENCES = {
         "The solver error exceeds the discrepancy, so the discrepancy is not resolved. "
         "Ask for a smaller resolution=, or resync() closer to where you look."
     ),
+    Status.BEHIND: (
+        "The flow costs more than one step of the run may (max_burst= of the solver), so it is "
+        "integrated a share at every step and has no value here. Values return once it has caught "
+        "up with the run."
+    ),
     Status.TRUNCATED: (
-        "The solver spent what it may (max_evals= of the solver, budget= of attach()) before it "
-        "reached the run's time. Allow more, or resync() more often."
+        "The solver spent what it may (max_evals= and max_burst= of the solver, budget= of "
+        "attach()) before it reached the run's time. Allow more, or resync() more often."
     ),
     Status.SCALED: (
         "The optimizer used a multiple of the objective's gradient (clipping, accumulation or loss "

@@ -163,7 +163,7 @@ class Tracker:
             self.follower.stop()
             if begins:
                 self._set_to_iterate()
-        if every(step, settings.resync_every):
+        if every(step, settings.resync_every) or (due and sampler.whole and self.follower.rested()):
             self.resync()
         self._settle()
         self.parts.watched.mark()

@@ -250,16 +250,20 @@ class SolverConfig:
         dtype: Dtype of the state. float64 keeps the sum of many small steps exact; the field is
             evaluated in the parameters' own dtype either way.
         max_evals: Most gradient evaluations of the flow per step of the run, on average; beyond
-            it the shadow is ``truncated``. ``None`` leaves it open.
+            it the shadow is ``truncated``. ``None`` leaves it, and ``max_burst``, open.
+        max_burst: Most of them for one step of the run, and what the solver's step under way still
+            takes. A shadow that needs more is ``behind`` and has no number until it has caught up,
+            or ``truncated`` if it would need more than four times as much.
     """
 
     rtol: float | None = None
     atol: float | None = None
     dtype: torch.dtype = torch.float64
     max_evals: float | None = 50.0
+    max_burst: float | None = 64.0
 
     def __post_init__(self) -> None:
-        for name in ("rtol", "atol", "max_evals"):
+        for name in ("rtol", "atol", "max_evals", "max_burst"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(

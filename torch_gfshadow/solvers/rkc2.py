@@ -30,7 +30,8 @@ from torch_gfshadow.solvers.base import (
 from torch_gfshadow.solvers.rkc import cubic_term, rkc_increment, stages_for
 from torch_gfshadow.solvers.spectral import SpectralRadius
 
-MAX_STAGES = 150
+MAX_STAGES = 64
+"""As many as one step of the run may cost (``max_burst``): h·λ up to 2660."""
 _LONGEST = 0.65 * (MAX_STAGES**2 - 1)
 _SAFETY, _GROW, _SHRINK = 0.8, 5.0, 0.1
 _PLAIN = ["next_step", "stages", "_last_step", "_last_ratio"]
