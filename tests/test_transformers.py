@@ -48,7 +48,10 @@ def gpt2(dropout=0.0):
     return transformers.GPT2LMHeadModel(config)
 
 
-def trained(out, callback=None, dropout=0.0, resume=None, epochs=2, **options):
+def trained(
+    out, callback=None, dropout=0.0, resume=None, epochs=2, *, cls=transformers.Trainer,
+    follows=False, compute_loss_func=None, **options,
+):  # fmt: skip
     model = gpt2(dropout)
     args = transformers.TrainingArguments(
         output_dir=str(out), num_train_epochs=epochs, use_cpu=True,
@@ -57,11 +60,15 @@ def trained(out, callback=None, dropout=0.0, resume=None, epochs=2, **options):
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    trainer = transformers.Trainer(
-        model, args, train_dataset=windows(), optimizers=(optimizer, scheduler),
-        callbacks=[callback] if callback else [],
+    trainer = cls(
+        model, args, train_dataset=windows(), eval_dataset=windows()[:4],
+        optimizers=(optimizer, scheduler), callbacks=[callback] if callback else [],
+        compute_loss_func=compute_loss_func,
     )  # fmt: skip
+    if follows:
+        callback.follow(trainer)
     trainer.train(resume_from_checkpoint=resume)
+    assert "compute_loss" not in vars(trainer)
     return model, optimizer
 
 
@@ -144,6 +151,66 @@ def test_a_run_resumed_from_a_checkpoint_goes_on(tmp_path):
     assert [r.step for r in again.shadow.records] == list(range(9))
     for a, b in zip(whole.shadow.records, again.shadow.records, strict=True):
         assert a.discrepancy == b.discrepancy, a.step
+
+
+class Weighted(transformers.Trainer):
+    """A loss of one's own, as people write it: the labels never reach the model."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        logits, labels = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        weight = torch.linspace(0.5, 1.5, logits.shape[1])
+        loss = torch.nn.functional.cross_entropy(logits, labels, weight)
+        return (loss, outputs) if return_outputs else loss
+
+
+def unscaled(outputs, labels, num_items_in_batch=None):
+    return torch.nn.functional.cross_entropy(outputs.logits[:, -1], labels[:, -1])
+
+
+@pytest.mark.parametrize("mode", ["batch", "reference"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(label_smoothing_factor=0.1),
+        dict(compute_loss_func=unscaled),
+        dict(cls=Weighted),
+        dict(cls=Weighted, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=1),
+    ],
+    ids=["smoothing", "function", "subclass", "accumulation"],
+)
+def test_the_trainers_own_loss_is_followed(tmp_path, options, mode):
+    if mode == "reference":
+        options = options | {"per_device_train_batch_size": SAMPLES}
+        options.pop("gradient_accumulation_steps", None)
+    bare = trained(tmp_path, **options)
+    ours = callback(data=all_text() if mode == "reference" else None)
+    shadowed = trained(tmp_path, ours, follows=True, **options)
+    assert_identical(fingerprint(*bare), fingerprint(*shadowed))
+    last = ours.shadow.records[-1]
+    assert last.mode == mode
+    # this trainer divides by the step's labels, Weighted by each batch's: the step uses the sum
+    assert last.audit == ("scaled 2" if "gradient_accumulation_steps" in options else "match")
+    assert last.discrepancy > last.solver_error
+
+
+@pytest.mark.parametrize(
+    ("options", "trainer", "error", "message"),
+    [
+        ({}, "mine", TypeError, r"^trainer must be a transformers.Trainer, got a str\."),
+        (
+            {"objective": own_loss},
+            Weighted.__new__(Weighted),
+            ValueError,
+            r"^objective must be the trainer's or yours, got <function own_loss",
+        ),
+    ],
+    ids=["no trainer", "two objectives"],
+)
+def test_what_cannot_be_followed(options, trainer, error, message):
+    with pytest.raises(error, match=message):
+        callback(**options).follow(trainer)
 
 
 def test_a_batch_without_labels_is_named():
