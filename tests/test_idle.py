@@ -271,3 +271,35 @@ def test_every_precision_is_sampled_bit_by_bit_and_saved_as_values(dtype):
         assert watched.edited()
         watched.marks = [marks]
         assert not watched.edited()
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["its step", "the whole loop body"])
+def test_a_compiled_optimizer_counts_every_step_and_trains_the_same(whole):
+    """No wrapper keeps the compiler out at steps that are not compiled; none gets in at these."""
+
+    def trained(on):
+        torch.compiler.reset()
+        seed()
+        model, batch = mlp(), data()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        shadow = None
+        if on:
+            options = {"every": 4, "probes": [], "on_error": "raise"}
+            shadow = gfs.attach(optimizer, model, loss_of, data=batch, **options)
+        inner = optimizer.step if whole else torch.compile(optimizer.step, backend="eager")
+
+        def body():
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            inner()
+
+        body = torch.compile(body, backend="eager") if whole else body
+        for _ in range(9):
+            body()
+        if shadow is not None:
+            shadow.detach()
+            assert [r.step for r in shadow.records] == [0, 4, 8]
+            assert shadow.records[-1].audit == "match"
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    assert torch.equal(trained(True), trained(False))

@@ -7,7 +7,7 @@ step at which nothing is due may (``benchmarks/idle.py``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from torch_gfshadow._tree import is_sharded, local
 
-_PARAMS, _VALUES = 8, 64
+_PARAMS, _VALUES = 8, 32
 _address, _bytes_of = Tensor.data_ptr, memoryview.tobytes
 
 
 class Sample:
-    """Up to 64 entries of up to 8 parameters, the first and the last among them.
+    """Up to 32 entries of up to 8 parameters, the first and the last among them.
 
     Args:
         params: What is looked at.
@@ -72,6 +72,28 @@ class Sample:
         if self._bytes is None or self._memory is None or not self._in_place():
             return False
         return list(map(_bytes_of, self._memory)) == self._bytes
+
+    def quickly(self) -> tuple[Callable[[], bool], Callable[[], None]] | None:
+        """Return :meth:`unmoved` and :meth:`mark` for as long as all stays where it is.
+
+        All they need is at hand, and they call nothing of ours: after a backward pass every
+        function that is called and every attribute that is read has to come from memory first.
+        ``None`` where entries are not in the CPU's memory.
+        """
+        memory, params, at = self._memory, self._params, self._at
+        if memory is None:
+            return None
+
+        def unmoved() -> bool:
+            return list(map(_address, params)) == at and list(map(_bytes_of, memory)) == self._bytes
+
+        def mark() -> None:
+            if self._bytes is not None and list(map(_address, params)) == at:
+                self._bytes = list(map(_bytes_of, memory))
+            else:
+                self.mark()
+
+        return unmoved, mark
 
     def moved(self) -> bool:
         """Say whether the values changed since :meth:`mark`."""

@@ -44,6 +44,9 @@ class Follower:
         given: The objective on the data that ``attach`` was given, if any.
     """
 
+    steady = True
+    """Whether :attr:`idle` stays as it is until the next step that is looked at, or resync."""
+
     def __init__(self, parts: Parts, clock: FlowClock) -> None:
         self.shadow: ShadowFlow | None = None
         self.step_size = 0.0

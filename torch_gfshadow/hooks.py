@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 StepFunction = Callable[[], None]
+_compiler: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_callback
+"""What sees every frame that is entered; ``None`` outside of compiled functions."""
 
 
 class StepHooks:
@@ -77,6 +79,10 @@ class StepHooks:
     def _pre(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not (self._depth or kwargs) and len(args) == 1:
+            self._depth = 1
+            self._begin()
+            return None
         frames = _frames_of(optimizer) if self._depth else 1
         # Anything beyond the frames is from a step that raised.
         self._depth = max(frames, 1)
@@ -156,20 +162,38 @@ class StepHooks:
 
 
 class Hook:
-    """A callable that leaves nothing of itself in copies and pickles of the optimizer."""
+    """A callable that leaves nothing of itself in copies and pickles of the optimizer.
+
+    torch.compile does not trace it, nor what it calls.
+    """
 
     def __init__(self, function: Callable[..., Any] | None) -> None:
-        # here and not at the class: it loads the compiler, a second of every command line
-        disable: Any = torch.compiler.disable
-        self._function = disable(function) if function is not None else None
+        self._function = function
+        self._apart: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
         """Call the function, if it was not cleared."""
-        return self._function(*args) if self._function is not None else None
+        if _compiler() is not None:
+            return self._called_apart(args)
+        function = self._function
+        return function(*args) if function is not None else None
+
+    # as torch.compiler.disable marks its wrappers: they take as long as all we do when nothing
+    # is due, and are needed only where a compiler is at work
+    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
+    __call__._torchdynamo_disable_msg = None  # type: ignore[attr-defined]
+
+    def _called_apart(self, args: tuple[Any, ...]) -> Any:
+        if self._function is None:
+            return None
+        if self._apart is None:
+            disable: Any = torch.compiler.disable
+            self._apart = disable(self._function)
+        return self._apart(*args)
 
     def clear(self) -> None:
         """Do nothing from now on, and hold nothing."""
-        self._function = None
+        self._function = self._apart = None
 
     def __deepcopy__(self, memo: Any) -> Hook:
         return Hook(None)

@@ -38,6 +38,8 @@ class Minibatch(Follower):
     """
 
     shadow: PiecewiseFlow | None  # type: ignore[assignment]
+    steady = False
+    """Batches come between steps."""
 
     def __init__(self, parts: Parts, clock: FlowClock, observed: Observed) -> None:
         super().__init__(parts, clock)

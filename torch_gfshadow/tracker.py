@@ -6,7 +6,7 @@ Everything here reads the run and writes records; nothing here does numerics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch_gfshadow.blueprint import Blueprint
@@ -58,6 +58,10 @@ class Tracker:
         self._resumed = False
         self._starts = False
         self._silent_until = 0  # the last step that may need nothing, as far as is known
+        # for steps until then: whether nothing was touched, and the mark of a step taken
+        self._quick: tuple[Callable[[], bool], Callable[[], None]] | None = None
+        self._steady = False
+        self._ledger, self._now = parts.session.ledger, parts.session.ledger.now
 
     def _agreed(self, value: float) -> float:
         parts = self.parts
@@ -94,24 +98,33 @@ class Tracker:
         """
         if self.clock.step >= self._silent_until or self.paused or self._resumed or self._starts:
             return False
-        parts = self.parts
-        ledger = parts.session.ledger
-        start = ledger.now()
-        still = self.follower.idle and parts.watched.still()
-        if still and not parts.watched.as_set():
+        now = self._now
+        start = now()
+        quick = self._quick
+        still = quick is not None and (self._steady or self.follower.idle) and quick[0]()
+        if not still:
+            still = self._is_still()
+        self._ledger.seconds += now() - start
+        return still
+
+    def _is_still(self) -> bool:
+        watched = self.parts.watched
+        still = self.follower.idle and watched.still()
+        if still and not watched.as_set():
             # a schedule moves the rate at every step
-            still = parts.watched.only_rates_moved() and self.follower.read_pace()
-        ledger.seconds += ledger.now() - start
+            still = watched.only_rates_moved() and self.follower.read_pace()
         return still
 
     def count(self) -> None:
         """Count a step that :meth:`idle` was true of."""
-        parts = self.parts
-        ledger = parts.session.ledger
-        start = ledger.now()
+        now = self._now
+        start = now()
         self.clock.tick(self.follower.step_size)
-        parts.watched.mark()
-        ledger.seconds += ledger.now() - start
+        if self._quick is not None:
+            self._quick[1]()
+        else:
+            self.parts.watched.mark()
+        self._ledger.seconds += now() - start
 
     def before_step(self) -> None:
         """Read the gradient the step is about to use, and the rate it will use it with."""
@@ -125,7 +138,7 @@ class Tracker:
             self._starts = True
         self.follower.read_step_size()
         watched.look()
-        self._silent_until = 0
+        self._silent_until, self._quick = 0, None
         if self._starts and not self.paused:
             self._start_here()
         if self.paused:
@@ -141,6 +154,8 @@ class Tracker:
             self._used.skip()
             self.follower.before(None)
             self._silent_until = self._silence(step)
+            if self._silent_until > step:
+                self._quick, self._steady = watched.quickly(), self.follower.steady
 
     def after_step(self) -> None:
         """Advance the clock, bring the shadow along, and write a record if one is due."""
@@ -216,6 +231,7 @@ class Tracker:
     def _set_to_iterate(self) -> None:
         why = f"the shadow was set to the iterate at step {self.clock.step}"
         self._rows.measures.end_limits(why, certified=True)
+        self._silent_until = 0
         self.follower.resync()
 
     def random_state(self) -> Any:

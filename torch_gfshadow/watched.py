@@ -8,7 +8,7 @@ gradients; parameters change outside the optimizer without any version counter m
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -130,7 +130,9 @@ class Watched:
         self._listed = _identities(groups)
         plain = all(_is_plain(v) for g in groups for k, v in g.items() if k not in _LISTS)
         moves = any(g.get("lr", 0.0) != 0.0 for g in groups) if plain else False
-        self._seen = [dict(g) for g in groups] if moves else None
+        self._seen = None
+        if moves:  # the lists of parameters as they are now, should they change in place
+            self._seen = [{**g, "params": list(g["params"])} for g in groups]
 
     def still(self) -> bool:
         """Say whether all but settings is as :meth:`look` and :meth:`mark` saw it, and moves.
@@ -144,6 +146,34 @@ class Watched:
         if getattr(optimizer, "found_inf", None) is not None:
             return False
         return _identities(optimizer.param_groups) == self._listed and self._sample.unmoved()
+
+    def quickly(self) -> tuple[Callable[[], bool], Callable[[], None]] | None:
+        """Return what :meth:`still` and :meth:`as_set` say together, and :meth:`mark`.
+
+        Good until the next :meth:`look`; ``None`` where these have to be asked.
+        """
+        seen, sample = self._seen, self._sample.quickly()
+        if seen is None or sample is None:
+            return None
+        find, first, (unmoved, mark) = self._optimizer, self._first, sample
+        members, flags = list(chain.from_iterable(map(_members, self.groups))), self._listed[1]
+
+        def still() -> bool:
+            optimizer = find()
+            try:
+                return (
+                    optimizer is not None
+                    # parameters are compared by identity first
+                    and optimizer.param_groups == seen
+                    and first.grad is not None
+                    and getattr(optimizer, "found_inf", None) is None
+                    and list(map(_trainable, members)) == flags
+                    and unmoved()
+                )
+            except (RuntimeError, ValueError):  # of comparing other tensors
+                return False
+
+        return still, mark
 
     def as_set(self) -> bool:
         """Say whether the optimizer's settings are those that :meth:`look` saw."""
