@@ -17,8 +17,9 @@ def shadowed(cls: type[_Opt]) -> type[_Opt]:
     """Return a subclass of a concrete optimizer class that attaches to itself.
 
     For configurations that name a class: ``shadowed(SGD)(params, lr=…, shadow=dict(model=…,
-    objective=…, data=…))``. Without ``shadow`` it is a plain optimizer. Copies and pickles are
-    plain ``cls`` objects.
+    objective=…, data=…))``. Without ``shadow`` it is a plain optimizer. It is a ``cls`` by
+    ``isinstance`` and by name, so that logs and checkpoints have the same keys, and its state dict
+    is one of ``cls``. Copies and pickles are plain ``cls`` objects.
 
     Args:
         cls: A subclass of ``torch.optim.Optimizer``.
@@ -45,8 +46,8 @@ def shadowed(cls: type[_Opt]) -> type[_Opt]:
         return _plain_copy, (cls, self.__getstate__())
 
     namespace = {"__init__": __init__, "__reduce__": __reduce__, "__doc__": cls.__doc__}
-    made: Any = type(f"Shadowed{cls.__name__}", (cls,), namespace)
-    made.__module__ = cls.__module__
+    made: Any = type(cls.__name__, (cls,), namespace)
+    made.__module__, made.__qualname__ = cls.__module__, f"shadowed({cls.__qualname__})"
     return made  # type: ignore[no-any-return]
 
 
