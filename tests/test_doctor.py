@@ -212,6 +212,20 @@ def test_a_model_that_rounds_to_float32_inside_is_judged_all_the_same():
     assert "'func'" in diagnosis["Hessian product"].found
 
 
+def test_a_loop_that_fails_by_itself_is_not_laid_at_the_shadows_door():
+    def factory():
+        model, fn, batch = factory_of(plain)()
+
+        def step():
+            raise KeyError("mine")
+
+        return {"model": model, "objective": fn, "data": batch, "train_step": step}
+
+    diagnosis = diagnose(factory, steps=2)
+    assert healthy_but_for(diagnosis) == {"training loop"}
+    assert "without a shadow raises KeyError: 'mine'" in diagnosis["training loop"].found
+
+
 def test_the_users_own_step_is_what_the_audit_sees():
     def factory(clip=None, extra=0.0):
         model = plain().double()

@@ -80,14 +80,15 @@ def assert_follows(shadow, model, flow, rel=0.05):
 # -- the loops people write -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["observe", "watch", "capture", "closure"])
+@pytest.mark.parametrize("way", ["observe", "watch", "capture", "keywords", "closure"])
 def test_the_batch_of_every_step_is_followed_however_it_is_handed_over(way):
     model, criterion = linear(), nn.MSELoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
     flow = weights(model)
-    objective = None if way == "capture" else squares
+    captured = way in ("capture", "keywords")
+    objective = None if captured else squares
     shadow = gfs.attach(optimizer, model, objective, mode="batch", probes=(), on_error="raise")
-    if way == "capture":
+    if captured:
         shadow.capture(criterion=criterion)
     todo = batches(20)
     for batch in shadow.watch(todo) if way == "watch" else todo:
@@ -98,6 +99,8 @@ def test_the_batch_of_every_step_is_followed_however_it_is_handed_over(way):
                 assert shadow.observe(batch) is batch
             if way == "capture":
                 loss = criterion(model(batch[0]), batch[1])
+            elif way == "keywords":
+                loss = criterion(target=batch[1], input=model(input=batch[0]))
             else:
                 loss = squares(model, batch)
             loss.backward()
@@ -108,14 +111,14 @@ def test_the_batch_of_every_step_is_followed_however_it_is_handed_over(way):
         else:
             backward()
             optimizer.step()
-        flow = exactly(flow, batch, 0.2, factor=2.0 if way == "capture" else 1.0)
+        flow = exactly(flow, batch, 0.2, factor=2.0 if captured else 1.0)
     assert_follows(shadow, model, flow)
     last = shadow.records[-1]
     assert (last.mode, last.audit, last.flow) == ("batch", "match", "gradient_flow")
     assert last.time == pytest.approx(4.0)
     assert last.shadow_loss == pytest.approx(
         float(0.5 * (todo[-1][0] @ flow - todo[-1][1].squeeze(1)).square().mean())
-        * (2.0 if way == "capture" else 1.0),
+        * (2.0 if captured else 1.0),
         rel=5e-3,
     )
 

@@ -37,13 +37,19 @@ class Watching:
 
 
 class Call(NamedTuple):
-    """What model and criterion were called with in one forward pass."""
+    """What model and criterion were called with in one forward pass.
+
+    Attributes:
+        place: Which of the model's outputs the criterion was called with.
+        name: The keyword it was handed over by; empty for the first argument.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     rest: tuple[Any, ...] = ()
     options: dict[str, Any] = {}  # noqa: RUF012 - never written
     place: int = -1
+    name: str = ""
 
 
 class Capture:
@@ -106,7 +112,11 @@ class Capture:
         """Return the criterion of what the model was called with."""
         assert self._criterion is not None
         outputs = list(leaves(model(*call.args, **call.kwargs)))
-        loss = self._criterion(outputs[call.place], *call.rest, **call.options)
+        judged = outputs[call.place]
+        if call.name:
+            loss = self._criterion(*call.rest, **{**call.options, call.name: judged})
+        else:
+            loss = self._criterion(judged, *call.rest, **call.options)
         if not isinstance(loss, Tensor):
             got = f"a {type(loss).__name__}"
             raise ObjectiveError(must("criterion", "a module that returns a tensor", got, ""))
@@ -125,13 +135,16 @@ class Capture:
             self._output = output
 
     def _judge(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if probing() or self._started is None or not args:
+        if probing() or self._started is None:
             return
         outputs = list(leaves(self._output))
-        place = next((i for i, out in enumerate(outputs) if out is args[0]), -1)
+        given = {"": args[0]} if args else kwargs
+        found = ((i, n) for n, g in given.items() for i, out in enumerate(outputs) if out is g)
+        place, name = next(found, (-1, ""))
         call, state, versions = self._started
         if place < 0 or any(t._version != version for t, version in versions):
             return  # a loss of something else, or of an input that is no more: not observed
-        whole = call._replace(rest=tuple(args[1:]), options=dict(kwargs), place=place)
+        others = {key: value for key, value in kwargs.items() if key != name}
+        whole = call._replace(rest=tuple(args[1:]), options=others, place=place, name=name)
         self._started = self._output = None
         self._observe(Replay(whole, state))

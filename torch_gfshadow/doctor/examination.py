@@ -24,6 +24,7 @@ from torch_gfshadow.request import innermost
 from torch_gfshadow.status import Status
 
 _SHOWN = 3
+_OWN_LOOP = "Make train_step run by itself first; nothing of ours was attached yet."
 
 
 def diagnose(factory: Factory, *, steps: int = 20, seed: int = 0) -> Diagnosis:
@@ -83,6 +84,11 @@ def _examined(factory: Factory, steps: int, seed: int) -> Diagnosis:
     findings += remarks(setup.model, objective.n_chunks)
     if not Diagnosis(findings).healthy:
         return Diagnosis(findings)
+    try:
+        trained(factory, seed, 1)
+    except Exception as error:
+        found = f"A step without a shadow raises {type(error).__name__}: {error}"
+        return Diagnosis([*findings, Finding("training loop", "wrong", found, _OWN_LOOP)])
     try:
         untouched, shadow = _untouched(factory, seed, steps)
     except (TypeError, ValueError, GFShadowError) as error:
