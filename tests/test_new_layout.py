@@ -379,6 +379,52 @@ def test_flows_with_memory_start_from_the_buffers_there_are(mode, flow, make, ch
         assert shadow.records[-1].discrepancy > 0.0
 
 
+class Apart(nn.Module):
+    """Two weights that know nothing of each other: Adam's steps and its flow are those of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.old = nn.Parameter(torch.tensor([2.0, -1.0], dtype=torch.float64))
+        self.new = nn.Parameter(torch.tensor([1.0, 3.0, -2.0], dtype=torch.float64))
+
+    def forward(self):
+        return self.old.cosh().sum() + self.new.cosh().sum()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_adams_bias_correction_is_that_of_each_parameters_own_steps(kind):
+    def run(late):
+        model = Apart()
+        model.new.requires_grad_(not late)
+        model.old.requires_grad_(late)
+        optimizer = kind(model.parameters(), lr=0.02, weight_decay=0.1)
+        shadow = gfs.attach(
+            optimizer,
+            model,
+            lambda m, _: m(),
+            data=torch.zeros(1),
+            solver=gfs.solvers.Dopri5(rtol=1e-9, atol=1e-10),
+            probes=(),
+            on_error="raise",
+        )
+
+        def steps(n):
+            for _ in range(n):
+                optimizer.zero_grad()
+                model().backward()
+                optimizer.step()
+
+        if late:
+            steps(7)
+            model.new.requires_grad_(True)
+        steps(6)
+        return shadow.theta()["new"], shadow.status
+
+    alone, joined = run(late=False), run(late=True)
+    assert alone[1] == joined[1] == "ok"
+    assert torch.allclose(alone[0], joined[0], rtol=1e-7, atol=0.0)
+
+
 @pytest.mark.parametrize("options", [{"every": 4}, {"every": 4, "window": 2}, {"resync_every": 3}])
 @pytest.mark.parametrize("mode", ["reference", "batch"])
 def test_sparse_records_and_windows(mode, options):

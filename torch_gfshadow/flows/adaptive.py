@@ -123,9 +123,10 @@ class RMSpropFlow(_Adaptive):
 class AdamFlow(_Adaptive):
     """θ' = −(m/c₁)/(√(v/c₂) + ε), m' = κ₁·(g − m), v' = κ₂·(g² − v), c' = κ·(1 − c), t = Σ lr.
 
-    e^{−κᵢ·lr} = βᵢ; the cᵢ are the bias corrections 1 − βᵢ^k. AdamW's decay adds −wd·θ to θ'. The
-    means start as the values the next step will use. The state is (θ, m, v, c): three copies of
-    the parameters. Not for ``amsgrad`` and ``maximize``.
+    e^{−κᵢ·lr} = βᵢ; the cᵢ are the bias corrections 1 − βᵢ^k, of each k there is: parameters that
+    joined later have taken fewer steps. AdamW's decay adds −wd·θ to θ'. The means start as the
+    values the next step will use. The state is (θ, m, v, c): three copies of the parameters. Not
+    for ``amsgrad`` and ``maximize``.
 
     Source: da Silva & Gazeau 2020, §2.2; Barakat & Bianchi, "Convergence and dynamical behavior of
     the Adam algorithm for nonconvex stochastic optimization", SIAM J. Optim. 31 (2021), eq. 1.3.
@@ -134,25 +135,32 @@ class AdamFlow(_Adaptive):
     name = "adam_flow"
     _keys = ("betas",)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._ages = 1  # different k among the parameters
+        self._age_of: Tensor | None = None  # which of them, by coordinate
+
     def _betas(self, memory: list[Any]) -> tuple[Any, ...]:
         return tuple(memory[0])
 
     def by_step(self, state: Tensor, grad: Tensor, pace: tuple[float, ...]) -> Tensor:
         """Return (θ', m', v', c') per step, for a state (θ, m, v, c)."""
-        (place, m, v), c = state[:-2].chunk(3), state[-2:] / self._unit
+        cut = -2 * self._ages
+        (place, m, v), c = state[:cut].chunk(3), state[cut:].view(2, -1) / self._unit
         rate, first, second = pace
         grad = self._with_decay(place, grad)
-        root = (v / (self._unit * c[1])).clamp_min(0.0).sqrt()
-        speed = -m / (self._unit * c[0]) / (root + self._eps)
+        c1, c2 = c if self._age_of is None else c[:, self._age_of]
+        root = (v / (self._unit * c2)).clamp_min(0.0).sqrt()
+        speed = -m / (self._unit * c1) / (root + self._eps)
         if self._decoupled:
             speed = speed - self._decay * place
-        rates = torch.tensor([first, second], dtype=state.dtype, device=state.device)
+        rates = torch.tensor([[first], [second]], dtype=state.dtype, device=state.device)
         return torch.cat(
             [
                 rate * speed,
                 first * (self._unit * grad - m),
                 second * (self._unit * grad.square() - v),
-                rates * (self._unit * (1.0 - c)),
+                (rates * (self._unit * (1.0 - c))).view(-1),
             ]
         )
 
@@ -162,14 +170,25 @@ class AdamFlow(_Adaptive):
         b1, b2 = (math.exp(-forgets) for forgets in self.pace[1:])
         m = b1 * self._held("exp_avg", state, layout, theta) + (1.0 - b1) * grad
         v = b2 * self._held("exp_avg_sq", state, layout, theta) + (1.0 - b2) * grad.square()
-        known: Mapping[str, Any] = state.get(layout.params[0], {})
-        k = float(known.get("step", 0)) + 1.0
-        c = torch.tensor([1.0 - b1**k, 1.0 - b2**k], dtype=theta.dtype, device=theta.device)
+        each = [(1.0 - b1**k, 1.0 - b2**k) for k in _steps_to_come(state, layout)]
+        ages = sorted(set(each))
+        self._ages, self._age_of = len(ages), None
+        if len(ages) > 1:
+            which = torch.tensor([ages.index(age) for age in each], device="cpu")
+            sizes = torch.tensor(layout.sizes, device="cpu")
+            self._age_of = which.repeat_interleave(sizes).to(theta.device)
+        c = torch.tensor(ages, dtype=theta.dtype, device=theta.device).t().reshape(-1)
         return torch.cat([theta, self._unit * m, self._unit * v, self._unit * c])
 
     def position(self, state: Tensor) -> Tensor:
         """Return θ of (θ, m, v, c)."""
-        return state[:-2].chunk(3)[0]
+        return state[: -2 * self._ages].chunk(3)[0]
+
+
+def _steps_to_come(state: OptimizerState, layout: Layout) -> list[float]:
+    """Return the number k of the next step, by parameter."""
+    held: list[Mapping[str, Any]] = [state.get(p, {}) for p in layout.params]
+    return [float(known.get("step", 0)) + 1.0 for known in held]
 
 
 def _forgetting(beta: float) -> float:
