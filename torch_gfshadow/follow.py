@@ -263,6 +263,11 @@ class Follower:
         spent = self._parts.session.ledger.grads["flow"]
         return most is None or spent <= most * step
 
+    @property
+    def dearer(self) -> float:
+        """How many times what this window has cost the next one wants to spend."""
+        return 1.0
+
     def stop(self) -> None:
         """Follow nothing until started again."""
         self.shadow = None

@@ -25,6 +25,7 @@ class Ledger:
         seconds: What was spent in the calls that ended.
         entered: When the present call began, by ``now``; ``None`` outside of our own code.
         afford: Says whether one more evaluation can be paid for; ``None`` if nothing limits it.
+        covered: Says whether so many seconds more can be; ``None`` if nothing limits it.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -35,6 +36,7 @@ class Ledger:
         self.seconds = 0.0
         self.entered: float | None = None
         self.afford: Callable[[], bool] | None = None
+        self.covered: Callable[[float], bool] | None = None
         self._limited = False
 
     @property
@@ -53,6 +55,10 @@ class Ledger:
                 f"budget= pays for {self.spent:.3g} s up to now, and they are spent; the next "
                 "window starts when it can pay for twice as much"
             )
+
+    def covers(self, seconds: float) -> bool:
+        """Say whether work of ``seconds`` can be paid for that may also be left undone."""
+        return not self._limited or self.covered is None or self.covered(seconds)
 
     @contextmanager
     def limited(self) -> Iterator[None]:

@@ -48,7 +48,8 @@ class Minibatch(Follower):
         self._restarts = parts.settings.mode == "local"
         self._fresh = False
         self._piece: tuple[Objective, float, tuple[float, Tensor] | None] | None = None
-        self._steps = 1
+        # one step far beyond the edge says nothing, and two at a time are cheaper than one and two
+        self._steps = 1 if parts.settings.budget is None else 2
         self._judged: Mapping[str, Any] | None = None
         self._resumed = False
         self._cut = 0
@@ -99,6 +100,11 @@ class Minibatch(Follower):
     def resync(self) -> None:
         """Start anew, where the run stands, with the next step."""
         self.shadow, self._piece, self._fresh = None, None, True
+
+    @property
+    def dearer(self) -> float:
+        """How many times what this window has cost the next one wants to spend."""
+        return self.shadow.dearer if self.shadow is not None else 1.0
 
     def stop(self) -> None:
         """Follow nothing until started again."""
@@ -256,6 +262,7 @@ class Minibatch(Follower):
             parts.watched.layout.dim,
             resolution=parts.settings.resolution,
             steps=self._steps,
+            thrifty=parts.settings.budget is not None,
         )
 
     def _factor(self) -> float:

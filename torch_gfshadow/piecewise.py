@@ -36,6 +36,8 @@ and Adam). The two solutions are then between first and second order, or now and
 alike: measured by ``benchmarks/calibration_batch.py``."""
 _KINK_RESOLUTION, _KINK_MOST = 0.2, 5
 """What is asked for, and spent at most, across kinks unless ``resolution`` says otherwise."""
+_THRIFTY = 0.5
+"""What is asked for where a budget pays: one more number is worth more than one more digit."""
 _AIM, _WASTE = 0.8, 0.9
 """The bar aimed at, in units of what ``resolution`` allows; and the share of that which one more
 piece like this one, with a step less, may lead to if the step is to be saved."""
@@ -55,11 +57,13 @@ class PiecewiseFlow:
         state: Where it starts: θ, shape ``[d]``, or the lifted state of a flow with memory.
         dim: d.
         resolution: Asked solver error over discrepancy; ``None`` asks for 0.1 on smooth models and
-            0.2 across kinks.
+            0.2 across kinks, and for 0.5 where a budget pays.
         steps: Steps the coarse solution takes across the first piece.
+        thrifty: Whether a budget pays.
 
     Attributes:
         steps: Steps the coarse solution will take across the next piece.
+        dearer: How many times the steps of the last piece it should have had, for want of money.
         status: ``ok``, or why it cannot be continued; ``detail`` is the sentence.
     """
 
@@ -74,13 +78,15 @@ class PiecewiseFlow:
         *,
         resolution: float | None,
         steps: int = 1,
+        thrifty: bool = False,
     ) -> None:
-        self.config, self.steps = config, steps
+        self.config, self.steps, self._thrifty = config, steps, thrifty
         self.status, self.detail = Status.OK, ""
         self._resolution, self._dim = resolution, dim
         self._fine = self._coarse = state.to(config.dtype)
         self._first_norm = _norm(self.theta)
         self._loss, self._safety, self._rounding = math.nan, 1.0, 0.0
+        self._price, self.dearer = 0.0, 1.0
 
     @property
     def alive(self) -> bool:
@@ -134,17 +140,25 @@ class PiecewiseFlow:
             self._safety = _SAFETY
         most = self._most(field.kinked)
         steps, wanted = 0, min(self.steps, most)
+        end: Crossing | None = None
         try:
             with objective.ledger.limited():
-                while wanted > steps:
-                    steps = wanted
+                while wanted > steps and self._covered(objective, wanted, steps):
+                    steps, spent = wanted, objective.ledger.spent
                     end = crossed(field, self._fine, self._coarse, span, steps, slope)
+                    self._price = (objective.ledger.spent - spent) / steps
                     wanted, self.steps = self._judge(end, iterate, steps, most, field.kinked)
         except OverBudgetError as over:
-            self._stop(Status.TRUNCATED, str(over))
-        else:
+            if end is None:
+                self._stop(Status.TRUNCATED, str(over))
+        self.dearer = wanted / max(steps, 1)
+        if end is not None:  # of the last attempt that was paid for: its bar says what it is worth
             self._arrive(end, field, span)
         return self.alive
+
+    def _covered(self, objective: Objective, wanted: int, steps: int) -> bool:
+        """Say whether another attempt can be paid for; the first is begun without asking."""
+        return not steps or objective.ledger.covers(wanted * self._price)
 
     def _most(self, kinked: bool) -> int:
         limit = self.config.max_evals
@@ -162,7 +176,8 @@ class PiecewiseFlow:
         aim = self._aim(end.fine, scale, kinked)
         added = self._safety * self._size(apart - (self._fine - self._coarse))
         if bar > aim / _AIM and added > 0.5 * aim:
-            fair = math.ceil(steps * math.sqrt(min(2.0 * added / aim, 16.0)))
+            margin = 1.0 if self._thrifty else 2.0
+            fair = math.ceil(steps * math.sqrt(min(margin * added / aim, 16.0)))
             return (min(fair, most),) * 2
         if bar > aim:
             return steps, min(steps + (added > _OLD * aim), most)
@@ -174,7 +189,8 @@ class PiecewiseFlow:
         asked = self.config.tolerance(Node(0.0, state, state))
         if asked is not None:
             return asked
-        resolution = self._resolution or (_KINK_RESOLUTION if kinked else 0.1)
+        default = _KINK_RESOLUTION if kinked else 0.1
+        resolution = self._resolution or (_THRIFTY if self._thrifty else default)
         return _AIM * resolution * max(scale, 1e-12 * self._first_norm, 1e-300)
 
     def _arrive(self, end: Crossing, field: PieceField, span: float) -> None:

@@ -68,6 +68,8 @@ class Rows:
         row["grad_norm"] = norm(grad) if grad is not None else used.norm
         row["local_defect"] = used.defect()
         extras["run"] = {"path_length": self._journey.length, **used.secant()}
+        if (next_step := self.sampler.forecast(follower.dearer)) is not None:
+            extras["budget"] = {"next_step": next_step}
         used.compared()
         if not math.isfinite(distance):
             follower.note(Status.NON_FINITE, "The run's own parameters are not finite")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch_gfshadow.session import Settings
 _PROBES_SHARE = 0.3
 _GRAIN = 0.2
 _LONGEST = 32
-_FIRST_WINDOW = 12.0
+_FIRST_WINDOW = 16.0
+"""What the first window is taken to cost, in steps of the loop."""
 _SLACK, _MOST_SLACK = 0.2, 0.01
 """How far a window that costs more than foreseen may go beyond its share, of it and at most."""
 _FIRST_PROBE = 100.0
@@ -55,10 +57,9 @@ class Sampler:
         self._probes_spent, self._probe_cost = 0.0, 0.0
         share = settings.budget or 0.0
         self._probes_share = _PROBES_SHARE * share if probed else 0.0
-        self._windows_share = share - self._probes_share
         self._broke = False
         if settings.budget is not None:
-            ledger.afford = self._pays
+            ledger.afford, ledger.covered = self._pays, self._covers
 
     @property
     def whole(self) -> bool:
@@ -93,14 +94,21 @@ class Sampler:
         self.active, self._ended = False, (self._opened, self._begun)
         return True
 
-    def closed(self) -> None:
-        """Take the measure of the window that ended, its record included."""
-        if self.whole:
-            return
+    def closed(self, dearer: float = 1.0) -> None:
+        """Take the measure of the window that ended, its record included.
+
+        Args:
+            dearer: How many times as much the next one wants to spend.
+        """
+        if not self.whole:
+            self._unit = dearer * self._measured()
+
+    def _measured(self) -> float:
+        """Return what a step of the window that ended last has cost, in seconds."""
         opened, begun = self._ended  # the next one may have begun already
         unit = (self._ledger.spent - opened) / max(self._steps - begun, 1)
         # broken off in the middle of a step, it does not say what a step costs: twice as much?
-        self._unit = 2.0 * unit if self._broke else unit
+        return 2.0 * unit if self._broke else unit
 
     def reads(self, step: int) -> bool:
         """Say whether the gradient of the step that leads to ``step`` has to be read.
@@ -129,7 +137,9 @@ class Sampler:
         if self._steps == 0:
             return False
         cost = self._probe_cost or _FIRST_PROBE * self._own / max(self._steps, 1)
-        affordable = self._probes_spent + cost <= self._probes_share * self._own
+        budget, own = self._settings.budget, self._own
+        affordable = self._probes_spent + cost <= self._probes_share * own
+        affordable &= self._ledger.spent + cost <= budget * own  # the first window may have lent
         return bool(self._agree(float(affordable)))
 
     def probed(self, seconds: float) -> None:
@@ -139,14 +149,28 @@ class Sampler:
         self._opened += seconds  # not the window's
 
     @property
+    def _windows_share(self) -> float:
+        """The budget's share for windows: all of it until the first one has ended."""
+        share = self._settings.budget or 0.0
+        return share if self._unit is None else share - self._probes_share
+
+    @property
     def _own(self) -> float:
         return max(self.elapsed - self._ledger.spent, 0.0)
 
+    @property
+    def _left(self) -> float:
+        """Seconds a window may still spend: its share and a little more."""
+        share = self._windows_share + min(_SLACK * self._windows_share, _MOST_SLACK)
+        return share * self._own - (self._ledger.spent - self._probes_spent)
+
+    def _covers(self, seconds: float) -> bool:
+        """Say whether the window under way may take that much longer."""
+        return bool(self._agree(float(seconds <= self._left)))
+
     def _pays(self) -> bool:
         """Say whether a window may go on: the first cannot know what it will cost."""
-        share = self._windows_share + min(_SLACK * self._windows_share, _MOST_SLACK)
-        spent = self._ledger.spent - self._probes_spent
-        paid = bool(self._agree(float(spent <= share * self._own)))
+        paid = self._covers(0.0)
         self._broke = self._broke or not paid
         return paid
 
@@ -170,6 +194,28 @@ class Sampler:
             )
         spent = self._ledger.spent - self._probes_spent
         return spent + unit * self._window <= self._windows_share * own
+
+    def forecast(self, dearer: float = 1.0) -> int | None:
+        """Return the step at which the next number is to be expected; ``None`` without a budget.
+
+        Windows start where the loop has earned what they cost, at the pace it had so far.
+
+        Args:
+            dearer: As for :meth:`closed`.
+        """
+        budget, step = self._settings.budget, self._steps
+        if budget is None:
+            return None
+        if self.active:
+            return self._end
+        own = self._own
+        if step == 0 or not own > 0.0:
+            return math.ceil(_FIRST_WINDOW / self._windows_share) + 1
+        unit = dearer * self._measured() if self._ended[1] else self._unit
+        cost = (_FIRST_WINDOW * own / step if unit is None else unit) * self._window
+        share = self._windows_share if unit is None else budget - self._probes_share
+        lacking = (self._ledger.spent - self._probes_spent + cost) / share - own
+        return step + max(math.ceil(lacking * step / own), 0) + self._window
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the present window stands, and what was spent."""

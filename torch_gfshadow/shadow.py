@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_gfshadow._blocks import Pieces, Stretch, Terms, blocks, combined, fill
+from torch_gfshadow._blocks import Pieces, Stretch, Terms, blocks, combined, dot_of, fill
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import OverBudgetError
 from torch_gfshadow.flows.base import Flow, FlowWithMemory, position
@@ -164,7 +164,7 @@ class FlowField:
         """Return F from a gradient that is known, and note loss and d(loss)/dt."""
         out = self.flow.field(state, grad if self.factor == 1.0 else self.factor * grad)
         speed = position(self.flow, out)
-        self.loss, self.loss_rate = loss, float(torch.dot(grad.to(out.dtype), speed))
+        self.loss, self.loss_rate = loss, dot_of([(grad, 1.0)], [(speed, 1.0)])
         return out
 
 

@@ -174,7 +174,7 @@ class Tracker:
         if due and not self.paused:
             self.outlet.write(self._rows.make(self.follower, self._used))
         if ends:
-            sampler.closed()
+            sampler.closed(self.follower.dearer)
             self.follower.stop()
             if begins:
                 self._set_to_iterate()

@@ -85,6 +85,8 @@ class ConsoleLogger:
             _print_line(console, _TITLE, "bold")
         cells = " ".join(_number(getattr(record, name)) for name in _COLUMNS)
         line = f"{record.step:>8} {cells}  {record.status}"
+        ahead = record.extras.get("budget", {}).get("next_step")
+        line += "" if ahead is None else f", next number at about step {ahead}"
         _print_line(console, line, "" if record.status is Status.OK else "yellow")
         self._n_lines += 1
         self._last = None
