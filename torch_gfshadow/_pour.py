@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow._blocks import Stretch, fill
+from torch_gfshadow._direct import Direct
 from torch_gfshadow._sandbox import Sandbox, averaging
 from torch_gfshadow._tree import dense
 
@@ -113,7 +114,8 @@ def _poured(
         return loss.item()
 
     def pour(leaf: Tensor, part: Tensor, weight: float) -> None:
-        assert leaf.grad is not None
+        if leaf.grad is None:  # added already, see ``_direct``
+            return
         part.add_(dense(leaf.grad).to(part.device), alpha=weight * share)
         leaf.grad = None
 
@@ -123,12 +125,39 @@ def _poured(
         )
         for leaf, (part, weight) in zip(leaves.values(), parts, strict=True)
     ]
+    large = [
+        (leaf, part, weight * share)
+        for leaf, (part, weight) in zip(leaves.values(), parts, strict=True)
+        if sandbox.direct
+    ]
     try:
-        with sandbox.swapped(leaves), averaging(noted) if noted else nullcontext():
-            loss = sandbox.forward(batch)
-            if loss.requires_grad:
-                torch.autograd.backward(loss, inputs=list(leaves.values()))
+        with averaging(noted) if noted else nullcontext():
+            return _differentiated(sandbox, leaves, batch, Direct(large), retries=not noted)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _differentiated(
+    sandbox: Sandbox, leaves: Mapping[str, Tensor], batch: Any, direct: Direct, *, retries: bool
+) -> float:
+    with sandbox.swapped(leaves):
+        try:
+            with direct.watching():
+                loss = sandbox.forward(batch)
+        except RuntimeError:  # a checkpoint; if it is something else, it comes again
+            if not (direct.used and retries):
+                raise
+            sandbox.direct = False
+            loss = None
+        if loss is not None:
+            return _backward(loss, leaves, direct)
+    with sandbox.swapped(leaves):
+        return _backward(sandbox.forward(batch), leaves, direct)
+
+
+def _backward(loss: Tensor, leaves: Mapping[str, Tensor], direct: Direct) -> float:
+    if loss.requires_grad:
+        direct.open = True
+        torch.autograd.backward(loss, inputs=list(leaves.values()))
     return loss.item()

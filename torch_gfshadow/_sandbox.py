@@ -53,6 +53,7 @@ class Sandbox:
         self._unused: set[str] = set()
         self._watches = False
         self.averages = True
+        self.direct = True  # see _direct
 
     def relaid(self, layout: Layout) -> Sandbox:
         """Return a sandbox for another layout of the same model, with the same random numbers.
