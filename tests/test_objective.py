@@ -20,6 +20,7 @@ from torch.utils.data import (
 )
 from zoo import IN, OUT, ZOO, Checkpointed, Float32Only, N, Tied, layout_of, make, mlp, squared
 
+import torch_gfshadow as gfs
 from torch_gfshadow import _data
 from torch_gfshadow.curvature import Curvature
 from torch_gfshadow.errors import ObjectiveError
@@ -410,6 +411,7 @@ def test_the_switches_of_fused_attention_are_put_back():
 def test_hooks_can_tell_our_forward_passes_from_the_users():
     model, batch = make("checkpointed")
     ours, theirs = [], []
+    assert gfs.probing is probing
     model.body.register_forward_pre_hook(lambda m, a: (ours if probing() else theirs).append(1))
     build(model, batch)
     assert ours
@@ -1084,6 +1086,28 @@ class Row:
 
     def __post_init__(self):
         assert self.name == "row"
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_batches_may_be_sparse(layout):
+    torch.manual_seed(0)
+    model, x = nn.Linear(IN, OUT).double(), torch.randn(N, IN, dtype=torch.float64).relu()
+    y = torch.randn(N, OUT, dtype=torch.float64)
+
+    def product(model, batch):
+        seen = batch[0] @ model.weight.t() + model.bias
+        return 0.5 * (seen - batch[1]).square().sum(1).mean()
+
+    sparse = build(model, (x.to_sparse(layout=layout), y), product)
+    plain = build(model, (x, y), product)
+    theta = elsewhere(plain)
+    assert torch.allclose(
+        sparse.loss_and_grad(theta, "flow")[1], plain.loss_and_grad(theta, "flow")[1]
+    )
+    v = torch.ones_like(theta)
+    products = [Curvature(f).at(theta)(v) for f in (sparse, plain)]
+    assert torch.allclose(*products, rtol=1e-6)
 
 
 def test_batches_may_be_dataclasses():

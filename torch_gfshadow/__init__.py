@@ -20,6 +20,7 @@ from torch_gfshadow import loggers as loggers
 from torch_gfshadow import optim as optim
 from torch_gfshadow import probes as probes
 from torch_gfshadow import solvers as solvers
+from torch_gfshadow._purity import probing as probing
 from torch_gfshadow.advice import step_size_advice as step_size_advice
 from torch_gfshadow.alerts import Alerts as Alerts
 from torch_gfshadow.attach import attach as attach

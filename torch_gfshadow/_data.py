@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, strided
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from torch_gfshadow._plain import from_plain, to_plain
@@ -72,9 +72,9 @@ def _is_row(batch: Any) -> bool:
 
 
 def head(batch: Any, n: int) -> Any:
-    """Return the first ``n`` samples of ``batch``, itself if it has no more."""
+    """Return the first ``n`` samples of ``batch``, itself if it has no more or is sparse."""
     size = _batch_size(batch)
-    if size <= n:
+    if size <= n or any(isinstance(t, Tensor) and t.layout != strided for t in leaves(batch)):
         return batch
     return map_tensors(lambda t: t[:n] if t.dim() > 0 and t.shape[0] == size else t, batch)
 
@@ -146,7 +146,7 @@ class Chunks:
         room = CACHE_BYTES
         for batch in self._walk():
             sizes.append(_batch_size(batch))
-            room -= sum(t.nbytes for t in leaves(batch) if isinstance(t, Tensor))
+            room -= sum(_bytes(t) for t in leaves(batch) if isinstance(t, Tensor))
             if self._kept is not None:
                 self._kept.append(batch)
                 if room < 0 and len(sizes) > 1:
@@ -214,6 +214,13 @@ def _same(a: Any, b: Any) -> bool:
 
 def _usable(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _bytes(tensor: Tensor) -> int:
+    if tensor.layout == strided:
+        return tensor.nbytes
+    entries = tensor._nnz() if tensor.is_sparse or tensor.is_sparse_csr else tensor.numel()
+    return entries * (tensor.element_size() + 8 * tensor.dim())  # values and their places
 
 
 def _batch_size(batch: Any) -> int:
