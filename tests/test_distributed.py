@@ -42,11 +42,11 @@ def launched(worker, out, ranks, *cases):
     }
 
 
-def alone(data):
+def alone(data, thaws=False):
     """The same run in one process on all data."""
     sys.path.insert(0, str(WORKERS))
     try:
-        from ddp import LR, STEPS, network, objective
+        from ddp import LR, STEPS, network, objective, thaw
     finally:
         sys.path.remove(str(WORKERS))
     model = network()
@@ -54,7 +54,9 @@ def alone(data):
     with gfs.attach(
         optimizer, model, objective, data=data, probe_every=2, on_error="raise"
     ) as shadow:
-        for _ in range(STEPS):
+        for step in range(STEPS):
+            if thaws:
+                thaw(model, step)
             optimizer.zero_grad()
             objective(model, data).backward()
             optimizer.step()
@@ -62,20 +64,24 @@ def alone(data):
     return weights.tolist(), [r.to_dict() for r in shadow.records]
 
 
-@pytest.fixture(scope="module")
-def single():
+def images():
     sys.path.insert(0, str(WORKERS))
     try:
         from ddp import digits
     finally:
         sys.path.remove(str(WORKERS))
-    return alone(digits(120))
+    return digits(120)
+
+
+@pytest.fixture(scope="module")
+def single():
+    return alone(images())
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """Two ranks; starting them is what takes time, so all their runs are in one launch."""
-    cases = ("plain", "shadow", "uneven", "batch", "by_hand", "failing")
+    cases = ("plain", "shadow", "uneven", "batch", "by_hand", "failing", "thaw")
     out = tmp_path_factory.mktemp("two")
     return {"files": out, **launched("ddp", out, 2, *cases)}
 
@@ -148,6 +154,19 @@ def test_each_ranks_batch_is_part_of_the_step(two):
 
 def test_gradients_averaged_by_hand_count_as_distributed(two, single):
     assert_same_to_rounding(two["by_hand"][0]["records"], single[1])
+
+
+def test_layers_that_thaw_midway_are_taken_in_by_all_ranks_at_the_same_step(two):
+    weights, records = alone(images(), thaws=True)
+    told = two["thaw"]
+    assert told[0]["weights"] == pytest.approx(weights, rel=1e-9, abs=1e-12)
+    assert_same_to_rounding(told[0]["records"], records)
+    for rank in told:
+        # frozen after attach, and thawed at step 4
+        assert [r["status"] == "new_layout" for r in rank["records"]] == [
+            step in (1, 4) for step in range(7)
+        ]
+        assert not rank["errors"]
 
 
 def test_a_rank_that_fails_does_not_hang_the_others_and_training_goes_on(two):

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import torch_gfshadow as gfs
 
-STEPS, LR, BATCH = 6, 0.05, 60
+STEPS, LR, BATCH, THAWED = 6, 0.05, 60, 3
 
 
 def digits(n):
@@ -40,12 +40,18 @@ def shard(data, rank, size, uneven=False):
     return [t[rank::size] for t in data]
 
 
+def thaw(model, step):
+    """Train the last layer alone at first, both from step THAWED on."""
+    model[0].requires_grad_(step >= THAWED)
+
+
 def run(out, case):
     rank, size = dist.get_rank(), dist.get_world_size()
     data = digits(120)
     mine = shard(data, rank, size, uneven=case == "uneven")
     model = network()
-    wrapped = DistributedDataParallel(model) if case != "by_hand" else model
+    by_hand = case in ("by_hand", "thaw")
+    wrapped = model if by_hand else DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     options = dict(
         mode="batch" if case == "batch" else "reference", probe_every=2, on_error="raise",
@@ -67,13 +73,17 @@ def run(out, case):
     shadow = None
     if case != "plain":
         shadow = gfs.attach(optimizer, wrapped, fn, **options)
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        if case == "thaw":
+            thaw(model, step)
+            if step == THAWED and rank == 0:
+                shadow.state_dict()  # on one rank alone: nothing in it may wait for the others
         optimizer.zero_grad()
         if shadow is not None and case == "batch":
             shadow.observe(mine)
         objective(wrapped, mine).backward()
-        if case == "by_hand":
-            for p in model.parameters():
+        if by_hand:
+            for p in (p for p in model.parameters() if p.requires_grad):
                 dist.all_reduce(p.grad)
                 p.grad /= size
         optimizer.step()
