@@ -5,6 +5,8 @@ import torch
 from test_modes import attach, exactly, linear, samples, squares, weights
 from torch import nn
 
+import torch_gfshadow as gfs
+
 ETA = 0.2
 
 
@@ -61,6 +63,35 @@ def test_a_factor_that_was_there_before_an_audit_says_so_until_the_shadow_starts
     assert "before an audit saw it" in found.status_detail
     assert shadow.records[40].status == "scaled"
     assert {r.status for r in shadow.records[41:]} == {"ok"}
+
+
+def test_clipping_that_sets_in_between_two_audits_is_seen_at_its_second_step():
+    shadow, *_ = clipped(15, limit=0.03, begins=10)  # audits are due at 8 and 16
+    status = [r.status.value for r in shadow.records]
+    assert status[:12] == ["ok"] * 12  # the first clipped step looks like any other
+    assert shadow.records[12].audit.startswith("scaled")
+    assert set(status[12:]) == {"scaled"}
+
+
+def test_gradients_of_one_length_that_nobody_clipped_cost_few_audits():
+    weight = nn.Parameter(torch.tensor([400.0], dtype=torch.float64))
+    model = nn.Module()
+    model.weight = weight
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    shadow = gfs.attach(
+        optimizer,
+        model,
+        lambda m, _: m.weight.abs().sum(),
+        data=samples(),
+        probes=(),
+        on_error="raise",
+    )
+    for _ in range(200):
+        optimizer.zero_grad()
+        weight.abs().sum().backward()
+        optimizer.step()
+    assert shadow.records[-1].audit == "match"
+    assert shadow.summary()["by_purpose"]["grads"]["audit"] <= 8 + 8  # sparse ones, and alarms
 
 
 def test_with_decay_a_factor_changes_the_flow_itself_and_stays_a_status():

@@ -24,6 +24,7 @@ from torch_gfshadow.parts import Parts
 from torch_gfshadow.rest import Rest
 from torch_gfshadow.shadow import ShadowFlow
 from torch_gfshadow.status import Status, worst
+from torch_gfshadow.used import norm
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ class Follower:
     def before(self, used: Tensor | None) -> None:
         """Look at the step to come; ``used`` is its gradient, ``None`` where that is borrowed."""
         objective = self._parts.objective
+        if used is not None and self._parts.settings.audit and self.shadow is not None:
+            self._audits_next |= self._factors.suspects(norm(used), self._clock.step)
         if self._own is None and self.needs_gradient and objective is not None:
             layout, self._audits_next = self._parts.watched.layout, False
             wide = torch.promote_types(layout.dtype, torch.float32)
