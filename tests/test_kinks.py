@@ -224,3 +224,62 @@ def test_evaluating_leaves_model_and_random_state_alone():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
+
+
+class Eye:
+    """Sees the kinks, and sets one entry's share of the stretch beyond one of them."""
+
+    def __init__(self, kink=None, entry=0, share=0.0):
+        self.seen, self.pulls, self.shares = [], {}, []
+        self.kink, self.entry, self.share = kink, entry, share
+
+    @property
+    def met(self):
+        return len(self.seen)
+
+    def meet(self, x, half, share):
+        self.seen.append((x.clone(), half.clone()))
+        self.shares.append(share.clone())
+        if self.met - 1 == self.kink:
+            share.view(-1)[self.entry] = self.share
+        return share
+
+    def pull(self, kink, grad):
+        self.pulls[kink] = grad.clone()
+
+
+def test_a_glance_sees_the_kinks_of_every_chunk_in_order():
+    model, data = deep(nn.ReLU(inplace=True), nn.Linear(20, 20, dtype=F64), nn.Hardtanh(-0.5, 1.5))
+    objective = objective_of(model, squared, data)
+    theta = objective.layout.current(F64)
+    eye = Eye()
+    _, got = objective.loss_and_grad(theta, "flow", entered=0.98 * theta, glance=eye)
+    _, want = objective.loss_and_grad(theta, "flow", entered=0.98 * theta)
+    assert torch.equal(got, want)
+    assert sorted(eye.pulls) == list(range(6))  # two chunks of one ReLU and a Hardtanh with two
+    for chunk, (x, _) in enumerate(data):
+        (z, half), (low, _), (high, _) = eye.seen[3 * chunk : 3 * chunk + 3]
+        now, before = (
+            torch.nn.functional.linear(x, s * model[0].weight, s * model[0].bias) for s in (1, 0.98)
+        )
+        torch.testing.assert_close(z, now)
+        torch.testing.assert_close(half, now - before)
+        torch.testing.assert_close(low - high, torch.full_like(low, 2.0))
+        torch.testing.assert_close(eye.pulls[3 * chunk + 1], -eye.pulls[3 * chunk + 2])
+
+
+@pytest.mark.parametrize(("act", "jump"), [(torch.relu, 1.0), (nn.LeakyReLU(0.2), 0.8)])
+@pytest.mark.parametrize("share", [0.0, 1.0, 2.5])
+def test_a_glance_decides_which_side_of_a_kink_counts(act, jump, share):
+    objective, middle, entered = stretch(act)
+    sample, unit = 7, 23
+    eye = Eye(kink=0, entry=sample * 40 + unit, share=share)
+    _, got = objective.loss_and_grad(middle, "flow", entered=entered, glance=eye)
+    _, plain = objective.loss_and_grad(middle, "flow", entered=entered)
+    ((x, weights), _), *_ = objective.chunks()
+    change = share - float(eye.shares[0][sample, unit])
+    want = torch.zeros_like(plain)
+    want[unit * 6 : unit * 6 + 6] = jump * change * weights[unit] * x[sample] / len(x)
+    want[40 * 6 + unit] = jump * change * weights[unit] / len(x)
+    torch.testing.assert_close(got - plain, want)
+    torch.testing.assert_close(eye.pulls[0], (jump * weights / len(x)).expand_as(eye.pulls[0]))

@@ -9,7 +9,6 @@ import torchdiffeq
 from cases import F64, seeded, symmetric
 from numpy.polynomial import chebyshev
 from scipy.integrate import solve_ivp
-from scipy.optimize import brentq
 from torchdiffeq._impl.interp import _interp_evaluate
 from torchdiffeq._impl.misc import _compute_error_ratio
 from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver, _RungeKuttaState
@@ -685,92 +684,6 @@ def test_adams_averages_over_stretches_that_meet_end_to_end():
         assert len(field.stretches) - before == (1 if k % 2 else 2)
         assert torch.equal(middle, stepper.right.state)
         torch.testing.assert_close(entered, stepper.interpolate((k - 0.5) * h), rtol=0, atol=5e-4)
-
-
-class Grazing:
-    """A unit z that comes down to its kink and just misses it, or does not: the flow branches.
-
-    The state is (t, z, w). Up to t = 1 a walk W of many jumps drives z, whose timing is what a
-    solver gets wrong; from there z' = −sin π(t − 1) + ``LIFT``·[z > 0] and w' = [z > 0]. Where
-    sin π(t − 1) is between 0 and ``LIFT`` the kink z = 0 repels on both sides. On the side z > 0,
-    z turns at ``TURN``, by ``DIP`` below where it was at t = 1.
-    """
-
-    LIFT, UNTIL = 0.3, 2.05
-    TURN = 2.0 - math.asin(LIFT) / math.pi
-    DIP = (1.0 + math.sqrt(1.0 - LIFT**2)) / math.pi - LIFT * (TURN - 1.0)
-
-    def __init__(self, seed):
-        generator = seeded(seed)
-        self.times = torch.sort(torch.rand(2000, generator=generator, dtype=F64)).values
-        jumps = torch.randn(2000, generator=generator, dtype=F64) / math.sqrt(2000)
-        self.walk = torch.cat([torch.zeros(1, dtype=F64), torch.cumsum(jumps, 0)])
-        ends = torch.cat([torch.zeros(1), self.times, torch.ones(1)])
-        antiderivative = ends - 0.5 * ends**2
-        self.driven = self.LIFT + float((self.walk * torch.diff(antiderivative)).sum())
-
-    def __call__(self, y):
-        t, alive = float(y[0]), float(y[1] > 0.0)
-        if t < 1.0:
-            drive = float(self.walk[int(torch.searchsorted(self.times, t))]) * (1.0 - t)
-            return torch.tensor([1.0, drive + self.LIFT, 1.0], dtype=F64)
-        fall = -math.sin(math.pi * (t - 1.0))
-        return torch.tensor([1.0, fall + self.LIFT * alive, alive], dtype=F64)
-
-    def flow(self, z):
-        """Return (z, w) at ``UNTIL`` of the flow through ``z`` at t = 1, in closed form."""
-
-        def alive(t):
-            return z + (math.cos(math.pi * (t - 1.0)) - 1.0) / math.pi + self.LIFT * (t - 1.0)
-
-        if z > self.DIP:
-            return alive(self.UNTIL), self.UNTIL
-        crossed = float(brentq(alive, 1.5, self.TURN))
-        fallen = math.cos(math.pi * (self.UNTIL - 1.0)) - math.cos(math.pi * (crossed - 1.0))
-        return fallen / math.pi, crossed
-
-    def solve(self, z, until):
-        stepper = start_at(Adams2(), self, torch.tensor([0.0, z, 0.0], dtype=F64), 0.01)
-        while stepper.right.time < until - 1e-9:
-            assert stepper.step(1.0, 0.01, 0.01)
-        return stepper
-
-
-@pytest.mark.parametrize(
-    "companion",
-    [
-        "on the side of the flow",
-        pytest.param(
-            "on our side",
-            marks=pytest.mark.xfail(
-                reason="two solutions that stray together see nothing",
-                raises=AssertionError,
-                strict=True,
-            ),
-        ),
-    ],
-)
-def test_adams_s_error_bar_knows_the_other_branch_where_a_hair_decides(companion):
-    """The threshold lies between our solution and the flow; the companion is on either side."""
-    held = []
-    for seed in range(60):
-        field = Grazing(seed)
-        far = field.solve(5.0, 1.0)  # never near the kink: shows our error and the companion's
-        error = float(far.right.state[1]) - 5.0 - field.driven
-        gap = float(far.right.state[1] - far._coarse.node.state[1])
-        side = "on the side of the flow" if error * gap > 0.0 else "on our side"
-        if side != companion or not 3e-4 < abs(error) < abs(gap):
-            continue  # the rest is drowned in the smooth part's error, or longer than the bar
-        flow = field.DIP - 0.5 * error
-        ours = field.solve(flow - field.driven, field.UNTIL)
-        z, w = field.flow(flow)
-        true = math.hypot(float(ours.right.state[1]) - z, float(ours.right.state[2]) - w)
-        if not true > 0.1:
-            pytest.fail("we took the branch of the flow: the case is not what it should be")
-        held.append(ours.error > 0.9 * true)
-    if len(held) < 10:
-        pytest.fail("too few cases")
-    assert sum(held) >= 0.9 * len(held)
 
 
 # -- auto -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ Sci. 6 (1996), taken activation by activation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,33 @@ _QUADRATURE = (-0.75, -0.25, 0.25, 0.75)
 
 class UnmatchedError(RuntimeError):
     """The two forward passes did not call the same activations on the same shapes."""
+
+
+class Glance(Protocol):
+    """Looks at kinks while averaged slopes are computed, and may decide which side counts.
+
+    The kinks of piecewise linear activations are met one by one, in the order of the forward
+    passes; entries of a kink are numbered as in the flattened input.
+    """
+
+    @property
+    def met(self) -> int:
+        """How many kinks were met so far: the number of the next."""
+        ...
+
+    def meet(self, x: Tensor, half: Tensor, share: Tensor) -> Tensor:
+        """Return the share of the stretch spent beyond a kink, changed where that is wanted.
+
+        Args:
+            x: How far beyond it each entry is in the middle of the stretch.
+            half: How far each comes in half the stretch.
+            share: What those two say, in [0, 1]; may be changed in place.
+        """
+        ...
+
+    def pull(self, kink: int, grad: Tensor) -> None:
+        """Take in the change of d(loss)/dx across a kink that was met, entry by entry."""
+        ...
 
 
 class _Ramps(NamedTuple):
@@ -127,11 +154,12 @@ class Averaging(TorchFunctionMode):
 
     Args:
         entered: Inputs noted where the stretch is entered.
+        glance: Looks at the kinks of piecewise linear activations.
     """
 
-    def __init__(self, entered: Sequence[Tensor]) -> None:
+    def __init__(self, entered: Sequence[Tensor], glance: Glance | None = None) -> None:
         super().__init__()
-        self._entered = entered
+        self._entered, self._glance = entered, glance
         self._next = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -161,7 +189,7 @@ class Averaging(TorchFunctionMode):
         out = (
             _Sampled.apply(source, half, value)
             if ramps is None
-            else _Ramped.apply(source, half, value, ramps)
+            else _Ramped.apply(source, half, value, ramps, self._glance)
         )
         return z.copy_(out) if in_place else out
 
@@ -180,12 +208,22 @@ class _Ramped(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, half: Tensor, value: Callable[[Tensor], Tensor], ramps: _Ramps
+        ctx: Any,
+        z: Tensor,
+        half: Tensor,
+        value: Callable[[Tensor], Tensor],
+        ramps: _Ramps,
+        glance: Glance | None,
     ) -> Tensor:
-        width = half.abs_().clamp_(min=torch.finfo(half.dtype).tiny)
+        ctx.glance, ctx.jumps, ctx.first = glance, ramps.jumps, glance.met if glance else 0
+        width = half.abs().clamp_(min=torch.finfo(half.dtype).tiny)
         slope = torch.full_like(z, ramps.slope)
         for at, jump in ramps.jumps:
-            slope.add_(((z - at) / (2.0 * width) + 0.5).clamp_(0.0, 1.0), alpha=jump)
+            x = z - at
+            share = (x / (2.0 * width)).add_(0.5).clamp_(0.0, 1.0)
+            if glance is not None:
+                share = glance.meet(x, half, share)
+            slope.add_(share, alpha=jump)
         ctx.save_for_backward(slope)
         return value(z)
 
@@ -193,7 +231,10 @@ class _Ramped(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (slope,) = ctx.saved_tensors
-        return grad * slope, None, None, None
+        if ctx.glance is not None:
+            for number, (_, jump) in enumerate(ctx.jumps, ctx.first):
+                ctx.glance.pull(number, grad if jump == 1.0 else jump * grad)
+        return grad * slope, None, None, None, None
 
 
 class _Sampled(torch.autograd.Function):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torch_gfshadow._blocks import Stretch, fill
 from torch_gfshadow._direct import Direct
+from torch_gfshadow._kinks import Glance
 from torch_gfshadow._sandbox import Sandbox, averaging
 from torch_gfshadow._tree import dense
 
@@ -56,23 +57,27 @@ def add_gradient(
     return total
 
 
-def write_gradient(sandbox: Sandbox, stretch: Stretch, chunks: _Chunks, out: Tensor) -> float:
+def write_gradient(
+    sandbox: Sandbox, stretch: Stretch, chunks: _Chunks, out: Tensor, glance: Glance | None = None
+) -> float:
     """Set ``out`` to the gradient in the middle of ``stretch``; return the weighted loss.
 
-    Slopes of activations with kinks are averaged over the stretch. A model of which that cannot be
-    done is evaluated plainly, from then on.
+    Slopes of activations with kinks are averaged over the stretch, ``glance`` looking on. A model
+    of which that cannot be done is evaluated plainly, from then on.
     """
     if sandbox.averages:
         try:
-            return _written(sandbox, stretch, chunks, out)
+            return _written(sandbox, stretch, chunks, out, glance)
         except RuntimeError:
             # a checkpoint, a gradient penalty, a forward pass that changes its course: if the
             # error is another, the plain evaluation below raises it again
             sandbox.averages = False
-    return _written(sandbox, stretch, chunks, out)
+    return _written(sandbox, stretch, chunks, out, None)
 
 
-def _written(sandbox: Sandbox, stretch: Stretch, chunks: _Chunks, out: Tensor) -> float:
+def _written(
+    sandbox: Sandbox, stretch: Stretch, chunks: _Chunks, out: Tensor, glance: Glance | None
+) -> float:
     total, parts = 0.0, _parts(sandbox, out.zero_(), [(out.numel(), 1.0)])
     point = torch.empty_like(out)
     with sandbox.guard():
@@ -82,7 +87,7 @@ def _written(sandbox: Sandbox, stretch: Stretch, chunks: _Chunks, out: Tensor) -
                 noted = sandbox.noted(sandbox.params_at(fill(point, stretch.entered)), batch)
                 sandbox.averages = bool(noted)
             leaves = sandbox.params_at(fill(point, stretch.middle), requires_grad=True)
-            total += share * _poured(sandbox, leaves, batch, parts, share, noted)
+            total += share * _poured(sandbox, leaves, batch, parts, share, noted, glance)
     return total
 
 
@@ -105,9 +110,10 @@ def _poured(
     parts: Sequence[tuple[Tensor, float]],
     share: float,
     noted: Sequence[Tensor] = (),
+    glance: Glance | None = None,
 ) -> float:
     if sandbox.by_backward:  # its gradients come in several pieces, and by other ways
-        loss, grads = sandbox.grads(leaves, batch, noted=noted or None)
+        loss, grads = sandbox.grads(leaves, batch, noted=noted or None, glance=glance)
         for (part, weight), grad in zip(parts, grads, strict=True):
             if grad is not None:
                 part.add_(grad.to(part.device), alpha=weight * share)
@@ -131,7 +137,7 @@ def _poured(
         if sandbox.direct
     ]
     try:
-        with averaging(noted) if noted else nullcontext():
+        with averaging(noted, glance) if noted else nullcontext():
             return _differentiated(sandbox, leaves, batch, Direct(large), retries=not noted)
     finally:
         for hook in hooks:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 
 from torch_gfshadow._data import map_tensors
-from torch_gfshadow._kinks import Averaging, Noting
+from torch_gfshadow._kinks import Averaging, Glance, Noting
 from torch_gfshadow._plain import load_attributes, to_plain
 from torch_gfshadow._purity import Host, is_compiled, isolated, unwrap
 from torch_gfshadow._streams import Streams, torch_streams
@@ -170,18 +170,19 @@ class Sandbox:
         *,
         create_graph: bool = False,
         noted: Sequence[Tensor] | None = None,
+        glance: Glance | None = None,
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """Return the loss on ``batch`` and its derivative by each of the leaves ``params``.
 
         With ``noted``, inputs of the activations where a stretch is entered, their slopes are
-        averaged over it.
+        averaged over it, under the eyes of ``glance``.
 
         Differentiates while the parameters are lent: a checkpointed model runs its forward again
         during the backward pass, and must find the same ones.
         """
         batch = cast_batch(batch, dtype)
         if noted is not None:
-            with averaging(noted):
+            with averaging(noted, glance):
                 return self._differentiated(params, batch, dtype, _grad)
         if create_graph:
             return self._differentiated(params, batch, dtype, _grad_with_graph)
@@ -226,6 +227,7 @@ class Sandbox:
         dtype: torch.dtype | None = None,
         *,
         entered: Tensor | None = None,
+        glance: Glance | None = None,
     ) -> tuple[float, Tensor]:
         """Return the weighted loss (float64) and the flat gradient over ``chunks``.
 
@@ -241,7 +243,7 @@ class Sandbox:
             params = self.params_at(theta, dtype, requires_grad=True)
             before = self.params_at(entered, dtype) if entered is not None else None
             for batch, weight in chunks:
-                loss, grads = self._stretched(params, before, batch, dtype)
+                loss, grads = self._stretched(params, before, batch, dtype, glance)
                 total += weight * loss.item()
                 if weight == 1.0:
                     return total, self.layout.flatten(grads, out)
@@ -263,13 +265,14 @@ class Sandbox:
         before: Mapping[str, Tensor] | None,
         batch: Any,
         dtype: torch.dtype | None,
+        glance: Glance | None,
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """Return loss and derivatives, averaged from ``before`` on where that is possible."""
         if before is not None and self.averages:
             try:
                 noted = self.noted(before, batch, dtype)
                 if noted:
-                    return self.grads(params, batch, dtype, noted=noted)
+                    return self.grads(params, batch, dtype, noted=noted, glance=glance)
             except RuntimeError:
                 # a checkpoint, a gradient penalty, a forward pass that changes its course: if the
                 # error is another, the plain evaluation below raises it again
@@ -279,13 +282,15 @@ class Sandbox:
 
 
 @contextmanager
-def averaging(noted: Sequence[Tensor]) -> Iterator[None]:
+def averaging(noted: Sequence[Tensor], glance: Glance | None = None) -> Iterator[None]:
     """Differentiate with slopes averaged over the stretch that ``noted`` was noted at.
+
+    ``glance`` looks at the kinks.
 
     Raises:
         UnmatchedError: If the forward pass inside is not the one that was noted.
     """
-    mode = Averaging(noted)
+    mode = Averaging(noted, glance)
     # a checkpoint would run the forward again and take what it saves for what we saved
     with mode, disable_saved_tensors_hooks("a checkpointed model"):
         yield

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch_gfshadow._blocks import Stretch
 from torch_gfshadow._checks import check_function, explain
 from torch_gfshadow._data import Chunks
-from torch_gfshadow._kinks import Noting
+from torch_gfshadow._kinks import Glance, Noting
 from torch_gfshadow._pour import add_gradient, write_gradient
 from torch_gfshadow._purity import probing
 from torch_gfshadow._sandbox import Sandbox
@@ -120,7 +120,12 @@ class Objective:
         return self.mean(self._loss(theta, self._chunks))
 
     def loss_and_grad(
-        self, theta: Tensor, purpose: str, *, entered: Tensor | None = None
+        self,
+        theta: Tensor,
+        purpose: str,
+        *,
+        entered: Tensor | None = None,
+        glance: Glance | None = None,
     ) -> tuple[float, Tensor]:
         """Return f(θ) and ∇f(θ), shape ``[d]``, in the layout's dtype and on its device.
 
@@ -131,11 +136,12 @@ class Objective:
                 the straight stretch from ``entered`` through ``theta`` and as far again. Costs a
                 forward pass more. Without effect on models that have none, or whose activations
                 cannot be matched between two forward passes.
+            glance: Looks at the kinks of what is averaged, and may decide which side counts.
         """
         self.ledger.grads[purpose] += 1
         if entered is not None and self.sandbox.averages:
             self.ledger.losses[purpose] += 1
-        loss, grad = self.sandbox.gradient(theta, self._chunks, entered=entered)
+        loss, grad = self.sandbox.gradient(theta, self._chunks, entered=entered, glance=glance)
         return self.mean(loss), self.averaged(grad)
 
     def add_grad(
@@ -161,7 +167,9 @@ class Objective:
         loss = add_gradient(self.sandbox, theta, self._chunks, out, pieces)
         return self._agreed(loss, out)
 
-    def write_grad(self, out: Tensor, stretch: Stretch, purpose: str) -> float:
+    def write_grad(
+        self, out: Tensor, stretch: Stretch, purpose: str, glance: Glance | None = None
+    ) -> float:
         """Set ``out`` to ∇f in the middle of ``stretch`` and return f there, one evaluation.
 
         Slopes are averaged over the stretch as :meth:`loss_and_grad` averages them. The model is
@@ -170,7 +178,7 @@ class Objective:
         self.ledger.grads[purpose] += 1
         if self.sandbox.averages:
             self.ledger.losses[purpose] += 1
-        loss = write_gradient(self.sandbox, stretch, self._chunks, out)
+        loss = write_gradient(self.sandbox, stretch, self._chunks, out, glance)
         return self._agreed(loss, out)
 
     def _agreed(self, loss: float, out: Tensor) -> float:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow._blocks import Pieces, Stretch, Terms, blocks, combined, dot_of, fill
+from torch_gfshadow._kinks import Glance
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import OverBudgetError
 from torch_gfshadow.flows.base import Flow, FlowWithMemory, position
@@ -102,12 +103,18 @@ class FlowField:
         """Whether the model has activations with kinks, which :meth:`averaged` sees."""
         return self.objective.kinked
 
-    def averaged(self, theta: Tensor, entered: Tensor) -> Tensor:
+    def watched(self, theta: Tensor, entered: Tensor, glance: Glance) -> Tensor:
+        """Evaluate what :meth:`averaged` does, and show the kinks to ``glance``."""
+        return self.averaged(theta, entered, glance)
+
+    def averaged(self, theta: Tensor, entered: Tensor, glance: Glance | None = None) -> Tensor:
         """Evaluate F with slopes averaged over a stretch: one gradient and one forward pass."""
         self.objective.ledger.charge()
         point = position(self.flow, theta)
         before = position(self.flow, entered)
-        loss, grad = self.objective.loss_and_grad(point, self.purpose, entered=before)
+        loss, grad = self.objective.loss_and_grad(
+            point, self.purpose, entered=before, glance=glance
+        )
         return self.remember(loss, theta, grad)
 
     def add_to(self, out: Tensor, theta: Tensor, weight: float) -> None:
@@ -133,15 +140,15 @@ class FlowField:
         self.loss = self.objective.add_grad(out.zero_(), theta, 1.0, self.purpose)
         self._turn(out, [(theta, 1.0)], known)
 
-    def write_averaged(self, out: Tensor, stretch: Stretch) -> None:
+    def write_averaged(self, out: Tensor, stretch: Stretch, glance: Glance | None = None) -> None:
         """Set ``out`` to what :meth:`averaged` gives on ``stretch``, and note the same."""
         known = self._coefficients
         if known is None:
             ends = [fill(torch.empty_like(out), terms) for terms in stretch]
-            out.copy_(self.averaged(*ends))
+            out.copy_(self.averaged(ends[0], ends[1], glance))
             return
         self.objective.ledger.charge()
-        self.loss = self.objective.write_grad(out, stretch, self.purpose)
+        self.loss = self.objective.write_grad(out, stretch, self.purpose, glance)
         self._turn(out, stretch.middle, known)
 
     def _turn(self, out: Tensor, theta: Terms, pieces: Pieces) -> None:

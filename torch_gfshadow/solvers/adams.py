@@ -25,17 +25,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_gfshadow._kinks import Glance
 from torch_gfshadow.solvers.base import (
     AveragingField,
     Field,
     Node,
+    averaged_over,
     check_saved,
     hermite,
     load_plain,
     save_plain,
 )
+from torch_gfshadow.solvers.branches import Branches
 
 _GAIN = 0.3
+SAFETY = 1.5
+"""Error bar over the distance of the two solutions."""
 _GROW, _SHRINK = 1.2, 0.8
 _NEGLIGIBLE = 0.03
 # attributes that are numbers, saved as they are
@@ -48,11 +53,10 @@ class _Line:
     def __init__(self, field: Field, node: Node) -> None:
         self.node = node
         self._field = field
-        self._averaged = field.averaged if isinstance(field, AveragingField) else None
         self._previous: Tensor | None = None
         self._last_step = 0.0
 
-    def ahead(self, h: float) -> Node:
+    def ahead(self, h: float, glance: Glance) -> Node:
         """Return the node a step ``h`` from here, one evaluation; two from the very first."""
         node = self.node
         if self._previous is None:  # Heun, to have a second slope
@@ -62,11 +66,11 @@ class _Line:
             ratio = 0.5 * h / self._last_step
             state = node.state + (h * (1.0 + ratio)) * node.field
             state.sub_(self._previous, alpha=h * ratio)
-        if self._averaged is None:
+        if not isinstance(self._field, AveragingField):
             return Node(node.time + h, state, self._field(state))
         # the slope stands for half a step on either side of the node
         entered = torch.sub(state, node.field, alpha=0.5 * h)
-        return Node(node.time + h, state, self._averaged(state, entered))
+        return Node(node.time + h, state, averaged_over(self._field, state, entered, glance))
 
     def take(self, node: Node) -> None:
         """Go to a node that :meth:`ahead` returned."""
@@ -116,6 +120,7 @@ class AdamsStepper:
         self.ungraded = 0.0
         self.next_step = first_step
         self._fine, self._coarse = _Line(field, node), _Line(field, node)
+        self._branches = Branches()
         self._increment = 0.0
         self._gap = 0.0
         self._done = 0.0
@@ -127,12 +132,18 @@ class AdamsStepper:
 
     @property
     def error(self) -> float:
-        """Error bar: the distance of the two solutions, in the units of θ."""
+        """Error bar: the distance of the two solutions and half of it, in the units of θ."""
+        return SAFETY * self.distance
+
+    @property
+    def distance(self) -> float:
+        """Distance of the two solutions, and how much of it the last steps brought."""
         return math.hypot(self._gap, self._increment)
 
     def inherit(self, error: Tensor) -> None:
         """Take over the error of the solution so far: the companion starts that far away."""
         node = self._coarse.node
+        error = error / SAFETY
         self._coarse.node = Node(node.time, node.state - error, node.field)
         self._gap = math.hypot(self._gap, float(torch.linalg.vector_norm(error)))
 
@@ -161,11 +172,12 @@ class AdamsStepper:
         field is not finite.
         """
         h, start = min(self.next_step, longest), self._fine.node
-        closes = self._done > 0.0
+        closes, whole, time = self._done > 0.0, self._done + h, start.time + h
         self.local_error = None
         # the companion first: whoever reads loss and slope of the last evaluation gets ours
-        partner = self._coarse.ahead(self._done + h) if closes else None
-        node = self._fine.ahead(h)
+        look, steer = self._branches.look(h), self._branches.steer(time, whole)
+        partner = self._coarse.ahead(whole, steer) if closes else None
+        node = self._fine.ahead(h, look)
         if not bool(torch.isfinite(node.field).all()):
             self.next_step = 0.1 * h
             return False
@@ -174,7 +186,10 @@ class AdamsStepper:
             self._done, self.ungraded = h, self._increment
         else:
             self._compare(self.left.state - self._coarse.node.state, partner)
+            # of the distance only so much is error of our own as was asked for
+            self._branches.compare(look, steer, tolerance / max(self._gap, 1e-300))
             self._resize(h, tolerance, shortest, longest)
+        self._branches.go_on(look, time, h)
         self.left = start
         return True
 
@@ -191,6 +206,7 @@ class AdamsStepper:
             "fine": self._fine.state_dict(),
             "coarse": self._coarse.state_dict(),
             "local_error": self.local_error,
+            "branches": self._branches.state_dict(),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -203,6 +219,8 @@ class AdamsStepper:
         self.left = Node.from_state(saved["left"], like)
         error = saved["local_error"]
         self.local_error = None if error is None else error.to(like)
+        if "branches" in saved:
+            self._branches.load_state_dict(saved["branches"], like)
 
     def _compare(self, before: Tensor, partner: Node) -> None:
         """Close a pair of steps: note how far the two solutions have moved apart since the last."""

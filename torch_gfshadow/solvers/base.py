@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow._blocks import Stretch, Terms
+from torch_gfshadow._kinks import Glance
 
 
 class Field(Protocol):
@@ -43,6 +44,22 @@ class AveragingField(Field, Protocol):
 
 
 @runtime_checkable
+class WatchedField(AveragingField, Protocol):
+    """A right-hand side that shows its kinks as it averages."""
+
+    def watched(self, theta: Tensor, entered: Tensor, glance: Glance) -> Tensor:
+        """Return what :meth:`averaged` does; ``glance`` looks on, and may reverse a side."""
+        ...
+
+
+def averaged_over(field: AveragingField, theta: Tensor, entered: Tensor, glance: Glance) -> Tensor:
+    """Return F(θ) averaged over a stretch, under the eyes of ``glance`` where the field can."""
+    if isinstance(field, WatchedField):
+        return field.watched(theta, entered, glance)
+    return field.averaged(theta, entered)
+
+
+@runtime_checkable
 class AddingField(Field, Protocol):
     """A right-hand side that adds to a vector in place, where F itself is never stored."""
 
@@ -59,8 +76,11 @@ class AddingField(Field, Protocol):
 class StretchingField(AveragingField, AddingField, Protocol):
     """A right-hand side that does both."""
 
-    def write_averaged(self, out: Tensor, stretch: Stretch) -> None:
-        """Set ``out`` to what :meth:`averaged` returns on ``stretch``, and remember as it does."""
+    def write_averaged(self, out: Tensor, stretch: Stretch, glance: Glance | None = None) -> None:
+        """Set ``out`` to what :meth:`averaged` returns on ``stretch``, and remember as it does.
+
+        ``glance`` looks on as in :class:`WatchedField`.
+        """
         ...
 
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow._blocks import Stretch, Terms, blocks, combined, fill, length_of, widened
-from torch_gfshadow.solvers.adams import AdamsStepper
+from torch_gfshadow._kinks import Glance
+from torch_gfshadow.solvers.adams import SAFETY, AdamsStepper
 from torch_gfshadow.solvers.base import (
     AddingField,
     AveragingField,
@@ -33,10 +34,13 @@ from torch_gfshadow.solvers.base import (
     Node,
     Stepper,
     StretchingField,
+    averaged_over,
     check_saved,
     load_plain,
     save_plain,
 )
+from torch_gfshadow.solvers.branches import Branches
+from torch_gfshadow.solvers.glances import Steer
 from torch_gfshadow.solvers.storage import Displaced, StoredConfig, Summed, start_of
 
 _SHORT = torch.bfloat16
@@ -57,6 +61,7 @@ class LowStorageAdams(AdamsStepper):
         self._field = field
         self.local_error, self.ungraded, self.next_step = None, 0.0, first_step
         self._increment = self._gap = self._done = 0.0
+        self._branches = Branches()
         self._base, self._moved = start_of(node)
         # finer solution minus companion, where each now stands
         self._apart = torch.zeros_like(self._base)
@@ -89,8 +94,8 @@ class LowStorageAdams(AdamsStepper):
     def inherit(self, error: Tensor) -> None:
         """Take over the error of the solution so far: the companion starts that far away."""
         for at in blocks(self._apart.numel()):
-            self._apart[at] += error[at].to(self._apart)
-        self._gap = length_of([(error, 1.0)])
+            self._apart[at] += error[at].to(self._apart) / SAFETY
+        self._gap = length_of([(error, 1.0)]) / SAFETY
 
     def step(
         self,
@@ -103,16 +108,17 @@ class LowStorageAdams(AdamsStepper):
 
         ``tolerance`` is what the error bar may come to, as in :meth:`AdamsStepper.step`.
         """
-        h, done, error = min(self.next_step, longest), self._done, self.error
+        h, done, distance = min(self.next_step, longest), self._done, self.distance
         self.left = self.right
+        look, steer = self._branches.look(h), self._branches.steer(self._times[1] + h, done + h)
         lag = None
         if done:
-            lag = self._close(h, error)
+            lag = self._close(h, distance, steer)
         else:
             self._open(h)
-        slope = self._averaged(self._place(), [(self._slope, -0.5 * h)])
+        slope = self._averaged(self._place(), [(self._slope, -0.5 * h)], look)
         if not _finite(slope):
-            self._undo(h, error)
+            self._undo(h, distance)
             self.next_step = 0.1 * h
             return False
         self._before, self._slope = self._slope, slope
@@ -123,9 +129,11 @@ class LowStorageAdams(AdamsStepper):
             if lag is not None:
                 self._lag = _short([(lag, 1.0), (slope, 1.0), (self._before, -1.0)])
             self._last_pair, self.ungraded = done + h, 0.0
+            self._branches.compare(look, steer, tolerance / max(self._gap, 1e-300))
             self._resize(h, tolerance, shortest, longest)
         else:
             self._done, self.ungraded = h, self._increment
+        self._branches.go_on(look, time + h, h)
         self.left = Summed(time, self.blend(time), self._before)
         return True
 
@@ -142,7 +150,7 @@ class LowStorageAdams(AdamsStepper):
             self._apart[at] += self._go(at, increment)
         self._bend = bend
 
-    def _close(self, h: float, error: float) -> Tensor | None:
+    def _close(self, h: float, distance: float, steer: Steer) -> Tensor | None:
         """Go ahead by the second step of a pair, and by the companion's one.
 
         Returns:
@@ -177,21 +185,24 @@ class LowStorageAdams(AdamsStepper):
         self._gap, self._increment = math.sqrt(gap), math.sqrt(grown)
         self._bend, self._before, self._lag, self._turn = bend, None, None, None
         del first, ahead, theirs, other, before
-        return self._followed(excess, pair, error)
+        return self._followed(excess, pair, distance, steer)
 
-    def _followed(self, excess: Tensor, pair: float, error: float) -> Tensor | None:
+    def _followed(
+        self, excess: Tensor, pair: float, distance: float, steer: Steer
+    ) -> Tensor | None:
         """Evaluate the companion's slope at its new place.
 
         Args:
             excess: By how much the present slope exceeds the companion's at the start of the pair.
             pair: Length of the pair.
-            error: Error bar before it.
+            distance: That of the two solutions before it.
+            steer: Pushes the companion.
         """
         half = 0.5 * pair
         entered = [(self._slope, -half), (excess, half)]
-        theirs = self._averaged([*self._place(), (self._apart, -1.0)], entered)
+        theirs = self._averaged([*self._place(), (self._apart, -1.0)], entered, steer)
         if not _finite(theirs):  # only the longer step leaves: it stays as far away as before
-            self._draw_near(error)
+            self._draw_near(distance)
             return None
         lag, turn = torch.empty_like(excess), torch.empty_like(excess)
         for at in blocks(lag.numel()):
@@ -200,12 +211,12 @@ class LowStorageAdams(AdamsStepper):
         self._turn = turn
         return lag
 
-    def _draw_near(self, error: float) -> None:
-        """Have the companion start anew, ``error`` away in the direction it is in."""
-        self._apart.mul_(min(1.0, error / self._gap) if self._gap > 0.0 else 0.0)
-        self._gap, self._increment, self._lag, self._turn = error, 0.0, None, None
+    def _draw_near(self, distance: float) -> None:
+        """Have the companion start anew, ``distance`` away in the direction it is in."""
+        self._apart.mul_(min(1.0, distance / self._gap) if self._gap > 0.0 else 0.0)
+        self._gap, self._increment, self._lag, self._turn = distance, 0.0, None, None
 
-    def _undo(self, h: float, error: float) -> None:
+    def _undo(self, h: float, distance: float) -> None:
         """Go back to where the step began; what is lost of the past is made up for by Heun."""
         assert self._bend is not None
         back = [(self._slope, -h), (self._bend, -1.0)]
@@ -215,7 +226,7 @@ class LowStorageAdams(AdamsStepper):
                 self._apart[at] += went
         self._bend, self.left = None, self.right
         if self._done:
-            self._draw_near(error)
+            self._draw_near(distance)
             self._done = self.ungraded = 0.0
 
     def _second(self, h: float) -> tuple[Tensor, float]:
@@ -246,16 +257,17 @@ class LowStorageAdams(AdamsStepper):
         self._field.write(out, point)
         return out
 
-    def _averaged(self, middle: Terms, back: Terms) -> Tensor:
+    def _averaged(self, middle: Terms, back: Terms, glance: Glance) -> Tensor:
         """Return F at ``middle``, averaged over the stretch that begins ``back`` from there."""
         stretch = Stretch(middle, [*middle, *back])
         if isinstance(self._field, StretchingField):
             out = torch.empty_like(self._base)
-            self._field.write_averaged(out, stretch)
+            self._field.write_averaged(out, stretch, glance)
             return out
         if not isinstance(self._field, AveragingField):
             return self._plain(middle)
-        return self._field.averaged(*(fill(torch.empty_like(self._base), t) for t in stretch))
+        theta, entered = (fill(torch.empty_like(self._base), terms) for terms in stretch)
+        return averaged_over(self._field, theta, entered, glance)
 
     def blend(self, time: float) -> Terms:
         """Return the cubic Hermite interpolant of the last step as a sum."""
@@ -279,6 +291,7 @@ class LowStorageAdams(AdamsStepper):
             "right": self.right.state_dict(),
             "apart": self._apart.clone(),  # it is changed in place
             "times": list(self._times),
+            "branches": self._branches.state_dict(),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -294,6 +307,8 @@ class LowStorageAdams(AdamsStepper):
             vector = saved[name.lstrip("_")]
             dtype = like.dtype if name == "_before" else _SHORT
             setattr(self, name, None if vector is None else vector.to(like.device, dtype))
+        if "branches" in saved:
+            self._branches.load_state_dict(saved["branches"], like)
         self.left = self.right
         if self._before is not None:
             self.left = Summed(start, self.blend(start), self._before)
