@@ -39,8 +39,10 @@ from torch_gfshadow.solvers.base import (
 from torch_gfshadow.solvers.branches import Branches
 
 _GAIN = 0.3
-SAFETY = 1.5
-"""Error bar over the distance of the two solutions."""
+SAFETY = 1.2
+_ON_A_BRANCH = 1.5
+"""Error bar over the distance of the two solutions, and where the companion was sent down another
+branch: there it is an error of its own away from the flow."""
 _GROW, _SHRINK = 1.2, 0.8
 _NEGLIGIBLE = 0.03
 # attributes that are numbers, saved as they are
@@ -132,8 +134,8 @@ class AdamsStepper:
 
     @property
     def error(self) -> float:
-        """Error bar: the distance of the two solutions and half of it, in the units of θ."""
-        return SAFETY * self.distance
+        """Error bar, in the units of θ: the distance of the two solutions and some more."""
+        return (_ON_A_BRANCH if self._branches.taken else SAFETY) * self.distance
 
     @property
     def distance(self) -> float:

@@ -34,9 +34,14 @@ _DEEP = 2.0
 
 
 class Branches:
-    """Which entries of which kinks are watched on our solution and tried on the companion."""
+    """Which entries of which kinks are watched on our solution and tried on the companion.
+
+    Attributes:
+        taken: Whether the companion was pushed onto another branch and stayed there.
+    """
 
     def __init__(self) -> None:
+        self.taken = False
         self._near: list[Near] = []
         self._off: list[float] = []
         self._events: dict[tuple[int, int], Event] = {}
@@ -58,6 +63,7 @@ class Branches:
             scale: What is to be counted of the distance between the two, at most all.
         """
         before, self._events = self._events, steer.events
+        self.taken = self.taken or steer.taken
         for key, event in before.items():
             new = steer.events.get(key)
             if new is not None and new.pushed and key in look.values:
@@ -90,7 +96,9 @@ class Branches:
         if near.index.shape != x.shape:
             return
         coming = near.x * near.speed < 0.0
-        over = coming & (near.x * x < 0.0) & (near.speed.abs() * step < _SLOW * off)
+        # before it or while going over
+        slowest = torch.minimum(near.speed.abs() * step, (x - near.x).abs())
+        over = coming & (near.x * x < 0.0) & (slowest < _SLOW * off)
         turned = coming & (near.x * x > 0.0) & (speed * x > 0.0)
         turned &= torch.minimum(near.x.abs(), x.abs()) < off
         for at in (over | turned).nonzero().flatten().tolist():
@@ -107,6 +115,7 @@ class Branches:
     def state_dict(self) -> dict[str, Any]:
         """Return all of it as tensors, numbers and lists."""
         return {
+            "taken": self.taken,
             "near": [[near.index, near.x, near.speed] for near in self._near],
             "off": self._off,
             "events": [asdict(event) for event in self._events.values()],
@@ -115,7 +124,7 @@ class Branches:
     def load_state_dict(self, saved: Mapping[str, Any], like: Tensor) -> None:
         """Go on from a saved state, on the device of ``like``."""
         self._near = [Near(*(t.to(like.device) for t in near)) for near in saved["near"]]
-        self._off = list(saved["off"])
+        self._off, self.taken = list(saved["off"]), saved["taken"]
         self._events = {}
         for plain in saved["events"]:
             event = Event(**dict(plain) | {"path": [(t, x) for t, x in plain["path"]]})

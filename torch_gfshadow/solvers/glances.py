@@ -13,6 +13,8 @@ from torch import Tensor
 
 _FAR = 4.0
 """Errors of z, the most that a push makes up for on the companion's side."""
+_LONG = 4.0
+"""Steps, the longest push for that: beyond it the kink is too weak to matter."""
 _TRIALS = 4
 _SAMPLE = 4096
 
@@ -128,6 +130,7 @@ class Steer:
     def __init__(self, events: Mapping[tuple[int, int], Event], time: float, step: float) -> None:
         self.samples: list[Tensor] = []
         self.values: dict[tuple[int, int], float] = {}
+        self.taken = False
         self.events = {key: replace(event) for key, event in events.items()}
         self._time, self._step = time, step
 
@@ -162,6 +165,7 @@ class Steer:
             del self.events[event.key]
             if event.pushed and (event.closed or not there):
                 return ours - (other - ours) * event.pushed / self._step
+            self.taken = self.taken or event.pushed > 0.0
             return None
         event.seen += 1
         event.last = 0.0
@@ -170,9 +174,8 @@ class Steer:
         if not event.pushed:  # also for the time since the branches parted
             event.last = self._step + max(self._time - event.since, 0.0)
         elif event.rate > 0.0:  # also for what its own error takes it to our side
-            event.last = (
-                self._step + min(abs(x) + 0.5 * event.depth, _FAR * event.depth) / event.rate
-            )
+            lift = min(abs(x) + 0.5 * event.depth, _FAR * event.depth) / event.rate
+            event.last = self._step + min(lift, _LONG * self._step)
         else:
             event.last = self._step
         event.pushed += event.last
