@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torch_gfshadow.clock import FlowClock, every
@@ -21,6 +22,7 @@ from torch_gfshadow.objective import Objective
 from torch_gfshadow.observed import Observed, Seen
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.piecewise import PiecewiseFlow
+from torch_gfshadow.solvers.storage import SMALL
 from torch_gfshadow.status import Status
 from torch_gfshadow.used import norm
 
@@ -143,7 +145,7 @@ class Minibatch(Follower):
             self.note(Status.UNOBSERVED, f"before step {self._clock.step + 1}")
             self.resync()
             return
-        theta = watched.layout.current(self._parts.solver.dtype)
+        theta = watched.layout.current(self._dtype)
         starts = self._fresh or self.shadow is None
         known: tuple[float, Tensor] | None = None
         factor = 1.0
@@ -204,7 +206,7 @@ class Minibatch(Follower):
         piece, self._piece = self._piece, None
         if piece is not None and self.shadow is not None and self._parts.flow is not None:
             objective, factor, known = piece
-            now = self._parts.watched.layout.current(self._parts.solver.dtype)
+            now = self._parts.watched.layout.current(self._dtype)
             self.shadow.cross(
                 self._parts.flow, objective, self.step_size, now, factor=factor, known=known
             )
@@ -220,7 +222,7 @@ class Minibatch(Follower):
             return seen(0.0, distance, 0.0, None) if self._fresh else {}
         if not shadow.alive:
             return {}
-        theta = self._parts.watched.layout.current(self._parts.solver.dtype)
+        theta = self._parts.watched.layout.current(self._dtype)
         discrepancy = norm(theta - shadow.theta)
         return seen(discrepancy, distance, shadow.error, shadow.loss)
 
@@ -263,7 +265,20 @@ class Minibatch(Follower):
             resolution=parts.settings.resolution,
             steps=self._steps,
             thrifty=parts.settings.budget is not None,
+            dtype=self._dtype,
         )
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Dtype of both solutions.
+
+        Of models so large that float64 vectors cost as much as the gradients, windows that a
+        budget pays are too short for rounding to add up: the parameters' own is enough.
+        """
+        parts = self._parts
+        if parts.settings.budget is None or parts.watched.layout.dim <= SMALL:
+            return parts.solver.dtype
+        return torch.promote_types(parts.watched.layout.dtype, torch.float32)
 
     def _factor(self) -> float:
         audit = self.audit

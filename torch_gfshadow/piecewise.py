@@ -60,6 +60,7 @@ class PiecewiseFlow:
             0.2 across kinks, and for 0.5 where a budget pays.
         steps: Steps the coarse solution takes across the first piece.
         thrifty: Whether a budget pays.
+        dtype: Of both solutions, where it is not the solver's.
 
     Attributes:
         steps: Steps the coarse solution will take across the next piece.
@@ -79,11 +80,12 @@ class PiecewiseFlow:
         resolution: float | None,
         steps: int = 1,
         thrifty: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.config, self.steps, self._thrifty = config, steps, thrifty
         self.status, self.detail = Status.OK, ""
         self._resolution, self._dim = resolution, dim
-        self._fine = self._coarse = state.to(config.dtype)
+        self._fine = self._coarse = state.to(dtype or config.dtype)
         self._first_norm = _norm(self.theta)
         self._loss, self._safety, self._rounding = math.nan, 1.0, 0.0
         self._price, self.dearer = 0.0, 1.0
@@ -201,7 +203,8 @@ class PiecewiseFlow:
         self._fine, self._coarse, self._loss = end.fine, end.coarse, end.loss
         size, grain = _norm(self.theta), torch.finfo(field.objective.layout.dtype).eps
         rounded = grain * span * (end.speed + end.curvature * size)
-        self._rounding = math.hypot(self._rounding, rounded)
+        stored = torch.finfo(self._fine.dtype).eps * size
+        self._rounding = math.hypot(self._rounding, rounded, stored)
         if size > _BLOW_UP * max(self._first_norm, 1.0):
             self._stop(Status.BLOW_UP, f"‖θ̃‖ = {size:.2e}")
 

@@ -13,7 +13,7 @@ from torch_gfshadow.session import Settings
 _PROBES_SHARE = 0.3
 _GRAIN = 0.2
 _LONGEST = 32
-_FIRST_WINDOW = 16.0
+_FIRST_WINDOW = 22.0
 """What the first window is taken to cost, in steps of the loop."""
 _SLACK, _MOST_SLACK = 0.2, 0.01
 """How far a window that costs more than foreseen may go beyond its share, of it and at most."""
