@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.tables import machine, write
 
-NAMES = ("flow", "kinks", "eigen", "memory", "idle", "scaling", "bound_tightness")
+NAMES = ("flow", "kinks", "eigen", "referee", "memory", "idle", "scaling", "bound_tightness")
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +25,9 @@ FASHION = ("GFSHADOW_FASHION_MNIST", "/usr/share/datasets/fashion-mnist")
 
 
 class Case(NamedTuple):
-    """A network, its loss, and its step size."""
+    """A network of a dtype and, if not of 0, a seed; its loss; and its step size."""
 
-    model: Callable[[torch.dtype], nn.Module]
+    model: Callable[..., nn.Module]
     loss: Callable[[nn.Module, Batch], Tensor]
     step_size: float
     kinked: bool = False
@@ -39,17 +40,21 @@ def squared(model: nn.Module, batch: Batch) -> Tensor:
     return 0.5 * (outputs - wanted).square().sum(1).mean()
 
 
-def tanh(dtype: torch.dtype) -> nn.Module:
+def tanh(dtype: torch.dtype, seed: int = 0) -> nn.Module:
     """784-50-50-10 with biases and tanh, as torch initialises it."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         layers = [nn.Linear(784, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 10)]
         return nn.Sequential(*layers).to(dtype)
 
 
+def _bias_free(activation: str, dtype: torch.dtype, seed: int = 0) -> nn.Module:
+    return fully_connected(activation, seed=seed, dtype=dtype)
+
+
 CASES = {
-    "linear": Case(lambda dtype: fully_connected("linear", dtype=dtype), cross_entropy, 1e-3),
-    "relu": Case(lambda dtype: fully_connected("relu", dtype=dtype), cross_entropy, 1e-3, True),
+    "linear": Case(partial(_bias_free, "linear"), cross_entropy, 1e-3),
+    "relu": Case(partial(_bias_free, "relu"), cross_entropy, 1e-3, True),
     "tanh": Case(tanh, squared, 0.036),
 }
 """The demo's two networks, and one near the edge of stability (η·λ_max ≈ 1.6)."""

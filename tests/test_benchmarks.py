@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -12,7 +13,7 @@ from pages import ROOT
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import eigen, flow, idle, kinks, memory, scaling
+from benchmarks import eigen, flow, idle, kinks, memory, referee, scaling
 from benchmarks.__main__ import NAMES, PAGE
 from benchmarks.networks import CASES, batch_of, digits
 from benchmarks.tables import Table, write
@@ -75,6 +76,35 @@ def test_probes_along_a_run_cost_less_warm_than_cold_and_meet_the_tolerance():
         assert 2 <= middle < cold
         assert short == 0
         assert 0.0 < ratio < 1.0
+
+
+def test_the_referee_finds_the_ends_of_the_dense_hessian_and_misses_are_counted():
+    case, batch = CASES["tanh"], batch_of(digits(20), torch.float32)
+    model = torch.nn.Sequential(torch.nn.Linear(784, 1), torch.nn.Tanh(), torch.nn.Linear(1, 10))
+    objective = eigen.objective_of(model, case.loss, batch)
+    product = eigen.Curvature(objective).at(objective.layout.current())
+    true = referee.referee(product)
+    dense = torch.stack([product(row) for row in torch.eye(len(product.theta))]).double()
+    exact = torch.linalg.eigvalsh(0.5 * (dense + dense.T))
+    assert true == pytest.approx((float(exact[0]), float(exact[-1])), rel=1e-4)
+    ends = referee.probe(product, None, False, 0)
+    right = referee.Verdict(ends, *true)
+    assert right.missed == (False, False)
+    assert not right.unbounded
+    # Had the search ended on other eigenvectors, or promised too much, it would be seen.
+    wrong = replace(ends, lambda_min=0.8 * ends.lambda_min, lambda_max=0.9 * ends.lambda_max)
+    assert referee.Verdict(wrong, *true).missed == (True, True)
+    assert referee.Verdict(replace(ends, lower_bound=0.9 * true[0]), *true).unbounded
+
+
+def test_probes_along_a_run_are_judged_by_kind(monkeypatch):
+    monkeypatch.setattr(referee, "CASES", {"relu": CASES["relu"]})
+    (table,) = referee.tables("tiny")
+    assert [row[0] for row in table.rows] == ["relu, warm, 1 steps", "relu, refresh", "relu, cold"]
+    for row in table.rows:
+        assert row[1] == 2
+        assert 2 < row[2] <= row[3] < 100
+        assert row[4:7] == [0, 0, 0]
 
 
 def test_a_product_is_timed_against_a_gradient():
@@ -175,7 +205,16 @@ def test_every_name_is_a_module_and_every_table_of_the_page_has_its_place():
     for name in NAMES:
         assert callable(import_module(f"benchmarks.{name}").tables)
     names = [f"{kind} {case}" for kind in ("flow", "eigen") for case in CASES]
-    names += ["product", "memory", "records", "idle", "kinks", "machine"]
+    names += [
+        "eigen along",
+        "eigen referee",
+        "product",
+        "memory",
+        "records",
+        "idle",
+        "kinks",
+        "machine",
+    ]
     for name in [*names, "scaling parameters", "scaling examples"]:
         assert text.count(f"<!-- table: {name} -->") == 1
     assert text.count("<!-- table:") == text.count("<!-- end -->")
