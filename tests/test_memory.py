@@ -64,8 +64,17 @@ def heavy(model):
     return torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9, weight_decay=5e-4)
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    ("optimizer", "every"), [(decayed, 1), (grouped, 1), (heavy, 1), (heavy, 3)]
+    ("optimizer", "every"),
+    [
+        (heavy, 1),
+        pytest.param(grouped, 1, marks=SLOW),
+        pytest.param(decayed, 1, marks=SLOW),
+        pytest.param(heavy, 3, marks=SLOW),
+    ],
 )
 def test_decay_groups_and_momentum_take_no_more(optimizer, every, monkeypatch):
     monkeypatch.setitem(memory.WIDTH, "tiny", 256)
