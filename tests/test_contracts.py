@@ -121,12 +121,7 @@ def test_the_extreme_eigenvalues_of_a_known_matrix_are_found():
 
 
 # Its dense output is a quartic and less exact than its nodes; the bar does not count that yet.
-BETWEEN_NODES = pytest.mark.xfail(reason="dopri8's error bar holds at nodes, not between them")
-SMOOTH = [
-    pytest.param(name, marks=BETWEEN_NODES if name == "dopri8" else ())
-    for name in BUILTIN["solvers"]
-    if name != "adams2"  # made for kinks, first order
-]
+SMOOTH = [name for name in BUILTIN["solvers"] if name != "adams2"]  # for kinks, first order
 
 
 @pytest.mark.parametrize("name", SMOOTH)

@@ -51,7 +51,7 @@ _WINDOW, _REJECTIONS = 12, 4
 _PAIR_COST, _PAIR_LIMIT = 6, 2.65
 """Evaluations of a dopri5 step, and the h·λ_max it keeps up without wasting steps (of 3.31)."""
 _RESTLESS, _RELUCTANT, _NEAR = 3, 1.3, 0.85
-_PLAIN = ["_patience", "_stay", "_wasteful", "_returns", "_may_be_rough"]
+_PLAIN = ["_patience", "_stay", "_wasteful", "_returns", "_may_be_rough", "_told"]
 
 _Smooth = EmbeddedStepper | RKC2Stepper
 
@@ -73,6 +73,8 @@ class AutoStepper:
         else:
             self._inner = dopri5(field, node, first_step)
         self._outcomes: deque[bool] = deque(maxlen=_WINDOW)
+        self._owed: Tensor | None = None
+        self._told = False
         self._patience = 0
         self._stay, self._wasteful, self._returns = 0, 0, 0
         # RKC2's estimate sees only the ends of a step, so ask before it, unless the field knows
@@ -131,8 +133,9 @@ class AutoStepper:
 
     @property
     def local_error(self) -> Tensor | None:
-        """Local error of the last step."""
-        return self._inner.local_error
+        """Local error of the last step, and what the solver before still owed."""
+        error, owed = self._inner.local_error, self._owed if self._told else None
+        return owed if error is None else error if owed is None else error + owed
 
     @property
     def ungraded(self) -> float:
@@ -181,10 +184,12 @@ class AutoStepper:
         lambda_max: float | None = None,
     ) -> bool:
         """Reconsider the solver, then try one step with it."""
+        if self._told:
+            self._owed, self._told = None, False
         if not isinstance(self._inner, AdamsStepper):
             self._spectral.hint(lambda_max)
             self._weigh(self._inner, tolerance, shortest)
-        accepted = self._inner.step(tolerance, shortest, longest, lambda_max)
+        accepted = self._told = self._inner.step(tolerance, shortest, longest, lambda_max)
         if not isinstance(self._inner, AdamsStepper):
             if isinstance(self._inner, EmbeddedStepper):
                 self._spectral.spend(_PAIR_COST)
@@ -207,6 +212,7 @@ class AutoStepper:
             "inner": inner,
             "spectral": self._spectral.state_dict(),
             "outcomes": list(self._outcomes),
+            "owed": self._owed,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -223,6 +229,8 @@ class AutoStepper:
         self._inner.load_state_dict(inner)
         self._outcomes = deque(saved["outcomes"], maxlen=_WINDOW)
         load_plain(self, _PLAIN, saved)
+        owed = saved["owed"]
+        self._owed = None if owed is None else owed.to(like)
 
     @property
     def _rejections(self) -> int:
@@ -268,6 +276,8 @@ class AutoStepper:
         return AdamsStepper(self._field, node, first_step, left=left)
 
     def _take_over(self, new: _Smooth | AdamsStepper) -> None:
+        if isinstance(self._inner, EmbeddedStepper):
+            self._owed, self._told = self._inner.owed, False
         self._inner, self._wasteful = new, 0
 
     def _ask_for_kinks(self, inner: _Smooth, shortest: float) -> bool:

@@ -21,16 +21,13 @@ from torchdiffeq._impl.interp import _interp_evaluate
 from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver, _RungeKuttaState
 
 from torch_gfshadow.solvers.base import Field, Node, SolverConfig, Stepper, check_saved, hermite
+from torch_gfshadow.solvers.dense import DenseNodes
 from torch_gfshadow.solvers.quadrature import NodeQuadrature
 
 _REJECT = 1e10
-# of dopri5 on θ' = λθ: embedded −5.39e-4·z⁵ + 2.17e-4·z⁶, fifth-order solution +2.78e-4·z⁶
-_SIXTH = 2.778e-4 / -5.389e-4
-_CENTRE = 2.167e-4 / 5.389e-4
-_LEAST = 0.05
-_INSIDE = 0.5
-"""Of the embedded estimate, what the interpolant is off inside the step: on θ' = λθ between 0.6 and
-1.6 of it for every h·λ up to 3, and the bar multiplies by 2.4."""
+_UNTOLD, _FASTEST = 2.5, 4.0
+"""Longest next step over the last one, before and after there are nodes that grade it."""
+_WORSE, _CAREFUL = 1.5, 0.9
 
 
 class _Callable:
@@ -82,9 +79,8 @@ class EmbeddedStepper:
         self.local_error: Tensor | None = None
         self.ungraded = 0.0
         self._error: Tensor | None = None
-        self._before: tuple[float, Tensor] | None = None
-        self._waiting: Tensor | None = None
         self._quadrature = NodeQuadrature(node, left)
+        self._dense = DenseNodes(node, self.order)
         self._solver = solver(
             _Callable(field, node.field),
             node.state,
@@ -92,7 +88,7 @@ class EmbeddedStepper:
             atol=1.0,
             first_step=first_step,
             norm=self._norm,
-            ifactor=5.0,
+            ifactor=_FASTEST,
         )
         self._solver._before_integrate(self._clock(node.time).unsqueeze(0))
 
@@ -119,6 +115,8 @@ class EmbeddedStepper:
         ``shortest`` is left to methods for kinks: a pair that gives up accuracy there would
         report an embedded estimate that means nothing.
         """
+        if self._dense.untold and self.left.time < self.right.time:
+            longest = min(longest, _UNTOLD * (self.right.time - self.left.time))
         self._solver.max_step.fill_(longest)
         self._solver.atol = self._clock(tolerance)
         before = self.right.time
@@ -132,86 +130,67 @@ class EmbeddedStepper:
             if self.order < 4:
                 self.local_error = self._quadrature.grade(self.right, embedded)
                 self.ungraded = self._quadrature.ungraded(embedded)
-            elif self.name == "dopri5":
-                self._grade(embedded)
             else:
-                self.local_error = embedded
+                middle = 0.5 * (self.left.time + self.right.time)
+                self._dense.take(self.right, embedded, self._quartic(middle))
+                self.local_error = self._dense.local_error
+                self.ungraded = self._dense.ungraded
+                self._restrain(tolerance)
         else:
             self.local_error = None
         self._error = None
         return accepted
 
+    def _restrain(self, tolerance: float) -> None:
+        """Keep the next step short enough for what was graded, not for the embedded estimate alone.
+
+        On nonlinear fields long steps can be worse than that by a factor of five, and so can
+        interpolants between nodes of high order.
+        """
+        state, dense = self._solver.rk_state, self._dense
+        length, size = dense.graded
+        if size > 0.0:
+            most = _CAREFUL * length * (_WORSE * tolerance / size) ** (1.0 / dense.power)
+            # in the control's usual bounds: the graded step is not always the last one
+            most = max(most, 0.2 * (self.right.time - self.left.time))
+            self._solver.rk_state = state._replace(dt=self._clock(min(float(state.dt), most)))
+
     def interpolate(self, time: float) -> Tensor:
         """Return the solution inside the last step.
 
-        torchdiffeq's quartic passes through a midpoint that is only second order for bosh3; the
-        cubic through both nodes and slopes is better there, and the quartic elsewhere.
+        torchdiffeq's quartic serves until there are three nodes. It passes through a midpoint that
+        is only second order for bosh3, where the cubic through both nodes and slopes is better.
         """
         if time >= self.right.time:
             return self.right.state
-        if self.order < 4:
+        if self.order < 4 or self._dense.empty:
             return hermite(self.left, self.right, time)
+        return self._quartic(time) if self._dense.young else self._dense.interpolate(time)
+
+    def _quartic(self, time: float) -> Tensor:
         span = self._clock(self.left.time), self._clock(self.right.time)
         polynomial = self._solver.rk_state.interp_coeff
         out: Tensor = _interp_evaluate(polynomial, *span, self._clock(time))
         return out
 
     @property
-    def waiting(self) -> Tensor | None:
-        """Sum of embedded estimates that no later step has graded yet."""
-        return self._waiting
-
-    def _grade(self, embedded: Tensor) -> None:
-        """Set the local error of the fifth-order solution, from two embedded estimates.
-
-        The embedded estimate c₅h⁵y⁽⁵⁾ is that of the fourth-order solution, and up to 50 times too
-        large. Two of them differ by h·c₅h⁵y⁽⁶⁾, and the fifth-order solution is off by c₆h⁶y⁽⁶⁾.
-        Where steps grow too fast to tell, the estimates wait: the share c₆h⁶ of a later, longer
-        step is more than their own.
-        """
-        share = self._sharpen(embedded)
-        size = float(torch.linalg.vector_norm(embedded))
-        if share is None:
-            waiting = embedded if self._waiting is None else self._waiting + embedded
-            self._waiting, self.local_error = waiting, None
-            self.ungraded = float(torch.linalg.vector_norm(waiting))
-            return
-        self.local_error, fraction = share
-        if self._waiting is not None:
-            self.local_error = self.local_error.add(self._waiting, alpha=fraction)
-            self._waiting = None
-        self.ungraded = _INSIDE * size
-
-    def _sharpen(self, embedded: Tensor) -> tuple[Tensor, float] | None:
-        """Return the fifth-order solution's error and its size over that of ``embedded``."""
-        h = self.right.time - self.left.time
-        before, self._before = self._before, (h, embedded)
-        if before is None:
-            return None
-        between = (1.0 + _CENTRE) * before[0] - _CENTRE * h
-        if between < 0.3 * h:
-            return None
-        error = embedded - before[1] * (h / before[0]) ** 5
-        error.mul_(_SIXTH * h / between)
-        size, rough = (float(torch.linalg.vector_norm(v)) for v in (error, embedded))
-        if not size < rough:  # stiff modes, which two steps do not resolve
-            return embedded, 1.0
-        fraction = size / max(rough, 1e-300)
-        return error.mul_(max(1.0, _LEAST / max(fraction, 1e-300))), max(fraction, _LEAST)
+    def owed(self) -> Tensor | None:
+        """Error of steps that no later one has graded yet: what a change of solver must keep."""
+        return self._dense.owed
 
     def state_dict(self) -> dict[str, Any]:
         """Return nodes, step size, interpolant and grading as tensors and numbers."""
+        keep = self.order >= 4 and self._dense.young
         return {
             "solver": self.name,
             "left": self.left.state_dict(),
             "right": self.right.state_dict(),
             "next_step": self.next_step,
-            "interpolant": list(self._solver.rk_state.interp_coeff) if self.order >= 4 else [],
+            "interpolant": list(self._solver.rk_state.interp_coeff) if keep else [],
             "local_error": self.local_error,
             "ungraded": self.ungraded,
             "quadrature": self._quadrature.state_dict(),
-            "before": None if self._before is None else list(self._before),
-            "waiting": self._waiting,
+            "dense": self._dense.state_dict(),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -223,9 +202,7 @@ class EmbeddedStepper:
         self.local_error = None if error is None else error.to(like)
         self.ungraded = saved["ungraded"]
         self._quadrature.load_state_dict(saved["quadrature"], like)
-        before, waiting = saved["before"], saved["waiting"]
-        self._waiting = None if waiting is None else waiting.to(like)
-        self._before = None if before is None else (before[0], before[1].to(like))
+        self._dense.load_state_dict(saved["dense"], like)
         self._solver.rk_state = _RungeKuttaState(
             self.right.state,
             self.right.field,

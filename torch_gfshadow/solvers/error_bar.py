@@ -23,13 +23,15 @@ from torch_gfshadow.solvers.base import Field, Node, load_plain, save_plain
 from torch_gfshadow.solvers.rkc import STRONG, rkc_step, stages_for
 
 BLOCK = 16
-_CARRY_SHARE, _DECAYED = 0.25, 2.0
+_CARRY_SHARE, _DECAYED = 0.25, 1.5
+_WIDE, _WIDE_SHARE = 0.06, 0.4
+"""A bar that nears the default resolution shortens the flow's own steps: carrying it pays then."""
 _ROUGH_BLOCK = 48
 SAFETY = 2.4
 """The bar is ``SAFETY`` times the norm of ε: local error estimates are right to a factor."""
 MAX_STAGES = 200
 UNSTABLE = 1.25
-MARGIN = 1.2
+MARGIN = 1.0
 _ACROSS_KINKS = 10.0
 # attributes that are numbers, saved as they are
 _PLAIN = ["two_sided", "_start", "_now", "_h_lambda", "_steps", "_norm", "_recent", "_ungraded"]
@@ -138,8 +140,9 @@ class ErrorBar:
             return self._steps >= _ROUGH_BLOCK
         stages = stages_for(MARGIN * self._h_lambda, STRONG)
         # sooner where errors have had the time to decay
-        waited = self._steps >= BLOCK or (self._steps >= BLOCK // 4 and self._h_lambda >= _DECAYED)
-        return waited and stages <= _CARRY_SHARE * self._evaluations
+        waited = self._steps >= BLOCK or self._h_lambda >= _DECAYED
+        share = _WIDE_SHARE if self.value > _WIDE * self._scale else _CARRY_SHARE
+        return waited and stages <= share * self._evaluations
 
     def _carry(self, node: Node) -> None:
         """Take ε over the block, the pending local errors spread evenly across it."""
