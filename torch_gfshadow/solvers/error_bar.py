@@ -31,7 +31,7 @@ SAFETY = 2.4
 """The bar is ``SAFETY`` times the norm of ε: local error estimates are right to a factor."""
 MAX_STAGES = 200
 UNSTABLE = 1.25
-MARGIN = 1.0
+MARGIN = 1.2
 _ACROSS_KINKS = 10.0
 # attributes that are numbers, saved as they are
 _PLAIN = ["two_sided", "_start", "_now", "_h_lambda", "_steps", "_norm", "_recent", "_ungraded"]
