@@ -62,6 +62,7 @@ class Loop:
             every=_NEVER,
             probe_every=_NEVER,
             probes=(),
+            solver="dopri5",  # a shadow fed by the run's gradients has something due at every step
             on_error="raise",
         )
 

@@ -96,7 +96,7 @@ def shuffled():
         (dropout, {}),
         (Everything, PROBED),
         (relu, {}),
-        (relu, {"solver": "dopri5", "every": 3}),
+        (relu, {"solver": gfs.solvers.Dopri5(max_burst=None), "every": 3}),
         (mlp, {"resync_every": 5}),
         (mlp, {"data": shuffled(), "audit": False}),
         (mlp, {"hvp": "difference", **PROBED}),

@@ -203,7 +203,9 @@ def _held_fixed(param: Tensor, dtype: torch.dtype | None, *, copies: bool) -> Te
     # A tensor of its own: a backward pass inside the objective must not reach param.grad, nor
     # `p.data = …` inside it the live parameter.
     lent = param.clone() if copies else param
-    return _cast(lent.detach(), dtype).requires_grad_(param.requires_grad)
+    held = _cast(lent.detach(), dtype)
+    # not at all where there is nothing to ask for: torch.func refuses the very call
+    return held.requires_grad_() if param.requires_grad else held
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -17,12 +17,14 @@ from torch_gfshadow._plain import load_state, state_of
 from torch_gfshadow.audit import Audit, compare, compare_parts
 from torch_gfshadow.clock import FlowClock, SparseSchedule
 from torch_gfshadow.factors import Factors
+from torch_gfshadow.fed import FedShadow, coefficients_of
 from torch_gfshadow.flows.base import Flow, FlowWithMemory, PacedFlow, lifted, position
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.paced import PacedShadow
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.rest import Rest
 from torch_gfshadow.shadow import ShadowFlow
+from torch_gfshadow.solvers import is_large
 from torch_gfshadow.status import Status, worst
 from torch_gfshadow.used import norm
 
@@ -49,7 +51,7 @@ class Follower:
     """Whether :attr:`idle` stays as it is until the next step that is looked at, or resync."""
 
     def __init__(self, parts: Parts, clock: FlowClock) -> None:
-        self.shadow: ShadowFlow | None = None
+        self.shadow: ShadowFlow | FedShadow | None = None
         self.step_size = 0.0
         self.since = 0.0
         self.audit = Audit("pending" if parts.objective and parts.settings.audit else "none")
@@ -234,7 +236,7 @@ class Follower:
             lifted(parts.flow, theta, known[1], watched.state, watched.layout), known
         )
 
-    def _shadow_at(self, state: Tensor, known: tuple[float, Tensor]) -> ShadowFlow:
+    def _shadow_at(self, state: Tensor, known: tuple[float, Tensor]) -> ShadowFlow | FedShadow:
         parts = self._parts
         assert parts.flow is not None
         assert parts.objective is not None
@@ -242,7 +244,28 @@ class Follower:
         clock, resolution = self._clock, parts.settings.resolution
         if self._paced:
             return PacedShadow(*at, step=clock.step, time=clock.time, resolution=resolution)  # type: ignore[arg-type]
-        return ShadowFlow(*at, time=clock.time, step_size=self.step_size, resolution=resolution)
+        kind = self._kind(state.numel())
+        return kind(*at, time=clock.time, step_size=self.step_size, resolution=resolution)
+
+    def _kind(self, dim: int) -> type[ShadowFlow] | type[FedShadow]:
+        """Choose the shadow: one that the run's gradients can carry, where they turn out smooth."""
+        parts = self._parts
+        assert parts.objective is not None
+        plain = coefficients_of(parts.flow) is not None
+        fits = not parts.objective.kinked and not is_large(parts.solver, dim)
+        return FedShadow if parts.solver.fed and plain and fits else ShadowFlow
+
+    def passes(self) -> bool:
+        """Say whether the step to come is taken in, at the cost of an addition at most."""
+        shadow = self.shadow
+        assert isinstance(shadow, FedShadow)
+        return shadow.passes(self._parts.watched.gradients, self._clock.time, self.step_size)
+
+    def feed(self) -> None:
+        """Take in the step to come, whose gradients are there."""
+        if isinstance(self.shadow, FedShadow):
+            grads = None if self._factors.audits else self._parts.watched.gradients()
+            self.shadow.feed(grads, self._clock.time, self.step_size)
 
     def _reconfigured(self) -> None:
         """Follow the old field to this moment, and the new one from the same state on."""
@@ -345,7 +368,8 @@ class Follower:
             parts.flow.configure(parts.watched.groups, parts.watched.layout)
         if saved["shadow"] is None or parts.flow is None or parts.objective is None:
             return
-        kind = PacedShadow if self._paced else ShadowFlow
+        fed = "alone" in saved["shadow"]
+        kind = PacedShadow if self._paced else FedShadow if fed else ShadowFlow
         self.shadow = kind.resumed(
             parts.objective,
             parts.flow,

@@ -46,6 +46,9 @@ class PacedShadow(ShadowFlow):
         resolution: As in :class:`ShadowFlow`.
     """
 
+    # running means are stiff while they fill: a start that is given up costs more than it saves
+    dear = 4.0
+
     _from = 0, 0.0
 
     def __init__(

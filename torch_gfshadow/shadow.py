@@ -6,10 +6,9 @@ back, so a step of the run costs a fraction of an evaluation. Read next: ``solve
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch_gfshadow.flows.gradient_flow import sliced
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.solvers.base import (
     Blended,
+    Field,
     Node,
     SelfGrading,
     SolverConfig,
@@ -32,6 +32,7 @@ from torch_gfshadow.solvers.base import (
 )
 from torch_gfshadow.solvers.error_bar import ErrorBar
 from torch_gfshadow.solvers.low_bar import LowStorageBar
+from torch_gfshadow.solvers.spectral import SpectralRadius
 from torch_gfshadow.status import Status
 
 _SHARE, _FLOOR = 0.3, 0.03
@@ -175,6 +176,20 @@ class FlowField:
         return out
 
 
+class Scaled(Protocol):
+    """What a shadow takes over from another one."""
+
+    @property
+    def scale(self) -> float:
+        """The discrepancy that has to be resolved."""
+        ...
+
+    @property
+    def error(self) -> float:
+        """Error bar."""
+        ...
+
+
 class ShadowFlow:
     """The flow from one starting point.
 
@@ -189,6 +204,9 @@ class ShadowFlow:
         resolution: Asked solver error over discrepancy; ``None`` asks for 0.1 on smooth fields
             and, across kinks, for what half an evaluation per step buys.
     """
+
+    dear = 1.0
+    """Multiple of ``max_burst`` that a step may take."""
 
     def __init__(
         self,
@@ -317,8 +335,7 @@ class ShadowFlow:
     @property
     def _narrow(self) -> torch.dtype:
         """Dtype for what need not be exact: the parameters', but float32 at least."""
-        dtypes = (p.dtype for p in self._field.objective.layout.params)
-        return functools.reduce(torch.promote_types, dtypes, torch.float32)
+        return narrow(self._field.objective.layout)
 
     @property
     def _own_error(self) -> float | None:
@@ -367,10 +384,43 @@ class ShadowFlow:
         cubic = (1 + 2 * s) * (1 - s) ** 2 * f0 + s * s * (3 - 2 * s) * f1
         return cubic + h * s * (1 - s) * ((1 - s) * r0 - s * r1)
 
-    def inherit(self, before: ShadowFlow) -> None:
+    def inherit(self, before: Scaled) -> None:
         """Go on from where ``before`` stands: its error bar and its scale are taken over."""
-        self._scale = before._scale
+        self._scale = before.scale
         self._bar.add_norm(before.error)
+
+    def hand_over(self) -> Tensor | None:
+        """Return an error as long as the bar, pointing as it does by estimate, shape ``[d]``."""
+        return self._bar.hand_over()
+
+    def take_over(self, error: Tensor | None, size: float = 0.0) -> None:
+        """Add to the bar an error of :meth:`hand_over`, and one of which only the norm is known."""
+        if error is not None:
+            self._bar.inherit(error)
+        self._bar.add_norm(size)
+
+    def spectral(self, field: Field) -> SpectralRadius:
+        """Return what the solver knows of the stiffness, for another solver on ``field``."""
+        known = getattr(self._stepper, "spectral", None)
+        out = SpectralRadius(field)
+        if isinstance(known, SpectralRadius) and known.radius is not None:
+            out.load_state_dict(known.state_dict(), self._stepper.right.state)
+        return out
+
+    @property
+    def next_step(self) -> float:
+        """Length of the solver's next step."""
+        return self._stepper.next_step
+
+    @property
+    def reached(self) -> float:
+        """Time up to which the flow is integrated."""
+        return self._stepper.right.time
+
+    @property
+    def scale(self) -> float:
+        """The discrepancy that has to be resolved."""
+        return self._scale
 
     def known_loss(self) -> tuple[Tensor, float]:
         """Return the newest node of the solver, shape ``[d]``, and f there."""
@@ -389,7 +439,11 @@ class ShadowFlow:
 
     def _run_to(self, time: float, lambda_max: float | None, steps: int) -> None:
         limit, before, start = self._limit(), self._evals, self._stepper.right.time
-        burst = math.inf if math.isinf(limit) else (self.config.max_burst or math.inf) * steps
+        burst = (
+            math.inf
+            if math.isinf(limit)
+            else (self.config.max_burst or math.inf) * steps * self.dear
+        )
         while self.alive and self._stepper.right.time < time:
             self._step(time, lambda_max)
             now = self._stepper.right.time
@@ -401,6 +455,8 @@ class ShadowFlow:
                     f"{self._evals} evaluations did not bring {self.solver} to t = {time:.6g}; it "
                     f"stands at {now:.6g}",
                 )
+            elif self._evals - before >= burst and not math.isfinite(self._field.loss):
+                self._stop(Status.NON_FINITE, f"the loss is not finite after t = {now:.6g}")
             elif self._evals - before >= burst:
                 self._fall_behind(time, now - start, steps, self._evals - before)
                 break
@@ -519,6 +575,11 @@ class ShadowFlow:
 
     def _stop(self, status: Status, detail: str) -> None:
         self.status, self.detail = status, detail
+
+
+def narrow(layout: Layout) -> torch.dtype:
+    """Return the dtype for what need not be exact: the parameters', but float32 at least."""
+    return torch.promote_types(layout.dtype, torch.float32)
 
 
 def _ordered(known: tuple[float, Tensor], theta: Tensor) -> tuple[float, Tensor, Tensor]:

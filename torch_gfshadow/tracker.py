@@ -12,6 +12,7 @@ from typing import Any
 from torch_gfshadow.blueprint import Blueprint
 from torch_gfshadow.borrowed import BorrowedGradients
 from torch_gfshadow.clock import FlowClock, every, next_multiple
+from torch_gfshadow.fed import FedShadow
 from torch_gfshadow.journey import Journey
 from torch_gfshadow.layouts import difference
 from torch_gfshadow.outlet import Outlet
@@ -75,7 +76,7 @@ class Tracker:
         )
 
     @property
-    def shadow(self) -> ShadowFlow | PiecewiseFlow | None:
+    def shadow(self) -> ShadowFlow | FedShadow | PiecewiseFlow | None:
         """The flow now followed, if any."""
         return self.follower.shadow
 
@@ -104,6 +105,8 @@ class Tracker:
         still = quick is not None and (self._steady or self.follower.idle) and quick[0]()
         if not still:
             still = self._is_still()
+        if still and type(self.follower.shadow) is FedShadow:
+            still = self.follower.passes()
         self._ledger.seconds += now() - start
         return still
 
@@ -156,6 +159,7 @@ class Tracker:
             self._silent_until = self._silence(step)
             if self._silent_until > step:
                 self._quick, self._steady = watched.quickly(), self.follower.steady
+        self.follower.feed()
 
     def after_step(self) -> None:
         """Advance the clock, bring the shadow along, and write a record if one is due."""

@@ -38,7 +38,7 @@ def gfshadow_solvers() -> list[SolverSpec]:
         SolverSpec(
             name="auto",
             factory=Auto,
-            summary="dopri5 or rkc2 on smooth fields, adams2 once kinks are found",
+            summary="dopri5, rkc2 or the run's own gradients on smooth fields, adams2 across kinks",
         ),
         SolverSpec(
             name="bosh3",

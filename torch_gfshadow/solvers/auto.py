@@ -62,7 +62,7 @@ class AutoStepper:
     def __init__(self, field: Field, node: Node, first_step: float, low: bool = False) -> None:
         self._field = field
         self._low = low
-        self._spectral = SpectralRadius(field, torch.bfloat16 if low else None)
+        self.spectral = SpectralRadius(field, torch.bfloat16 if low else None)
         self._inner: _Smooth | AdamsStepper
         if isinstance(field, AveragingField) and field.kinked:
             # The pairs hardly see a single kink in a step, and few kinks look smooth when sampled:
@@ -103,7 +103,7 @@ class AutoStepper:
     @property
     def stiffness(self) -> float | None:
         """λ_max as far as it was needed."""
-        return self._spectral.bound if self._spectral.radius is not None else None
+        return self.spectral.bound if self.spectral.radius is not None else None
 
     @property
     def left(self) -> Node:
@@ -187,12 +187,12 @@ class AutoStepper:
         if self._told:
             self._owed, self._told = None, False
         if not isinstance(self._inner, AdamsStepper):
-            self._spectral.hint(lambda_max)
+            self.spectral.hint(lambda_max)
             self._weigh(self._inner, tolerance, shortest)
         accepted = self._told = self._inner.step(tolerance, shortest, longest, lambda_max)
         if not isinstance(self._inner, AdamsStepper):
             if isinstance(self._inner, EmbeddedStepper):
-                self._spectral.spend(_PAIR_COST)
+                self.spectral.spend(_PAIR_COST)
             self._outcomes.append(accepted)
             self._patience -= 1
             if not accepted and self._patience <= 0 and self._rejections >= _REJECTIONS:
@@ -210,7 +210,7 @@ class AutoStepper:
             "solver": "auto",
             "right": inner["right"],
             "inner": inner,
-            "spectral": self._spectral.state_dict(),
+            "spectral": self.spectral.state_dict(),
             "outcomes": list(self._outcomes),
             "owed": self._owed,
         }
@@ -219,7 +219,7 @@ class AutoStepper:
         """Go on from a saved state, with the solver that was in use."""
         check_saved("auto", saved)
         like, inner = self.right.state, saved["inner"]
-        self._spectral.load_state_dict(saved["spectral"], like)
+        self.spectral.load_state_dict(saved["spectral"], like)
         if inner["solver"] == AdamsStepper.name:
             self._inner = self._adams(self.right, 1.0)
         elif inner["solver"] == RKC2Stepper.name:
@@ -242,22 +242,22 @@ class AutoStepper:
         if isinstance(inner, EmbeddedStepper):
             if self._stay > 0 or not inner.left.time < inner.right.time:
                 return
-            self._spectral.measure(inner.right)
-            h, per_time = predict(inner.left, inner.right, self._spectral.bound, tolerance)
+            self.spectral.measure(inner.right)
+            h, per_time = predict(inner.left, inner.right, self.spectral.bound, tolerance)
             # at its stability limit the pair stirs stiff modes up, and h is underrated
-            limit = _NEAR * _PAIR_LIMIT / max(self._spectral.radius or 0.0, 1e-300)
+            limit = _NEAR * _PAIR_LIMIT / max(self.spectral.radius or 0.0, 1e-300)
             held = inner.next_step > limit
             if held or per_time < _PAIR_COST / inner.next_step:
                 if self._may_be_rough and self._ask_for_kinks(inner, shortest):
                     return
                 h = min(max(h, inner.next_step) if held else h, 5.0 * inner.next_step)
                 node, left = inner.right, inner.left
-                self._take_over(RKC2Stepper(self._field, node, h, left, self._spectral))
+                self._take_over(RKC2Stepper(self._field, node, h, left, self.spectral))
         elif self._may_be_rough and inner.left.time < inner.right.time:
             self._ask_for_kinks(inner, shortest)
         elif not self._low and inner.right.field.numel() <= SMALL:
             per_time = inner.stages_at(inner.next_step) / inner.next_step
-            pair = _PAIR_COST * (self._spectral.radius or 0.0) / _PAIR_LIMIT
+            pair = _PAIR_COST * (self.spectral.radius or 0.0) / _PAIR_LIMIT
             self._wasteful = self._wasteful + 1 if per_time > _RELUCTANT * pair else 0
             if self._wasteful >= _RESTLESS:
                 h, node, left = inner.next_step, inner.right, inner.left
@@ -267,8 +267,8 @@ class AutoStepper:
 
     def _rkc2(self, node: Node, first_step: float) -> RKC2Stepper:
         if self._low:
-            return LowStorageRKC2(self._field, node, first_step, self._spectral)
-        return RKC2Stepper(self._field, node, first_step, spectral=self._spectral)
+            return LowStorageRKC2(self._field, node, first_step, self.spectral)
+        return RKC2Stepper(self._field, node, first_step, spectral=self.spectral)
 
     def _adams(self, node: Node, first_step: float, left: Node | None = None) -> AdamsStepper:
         if self._low:
@@ -305,6 +305,11 @@ class Auto(SolverConfig):
     def is_low(self, field: Field, dim: int) -> bool:
         """Say so of models beyond two million parameters, without velocities or running means."""
         return dim > SMALL and isinstance(field, AveragingField) and not remembers(field)
+
+    @property
+    def fed(self) -> bool:
+        """Say so where accuracy is not asked for by tolerances."""
+        return self.rtol is None and self.atol is None
 
     def start(self, field: Field, node: Node, first_step: float) -> Stepper:
         """Return the live solver."""

@@ -301,6 +301,11 @@ class SolverConfig:
         """Say whether states of ``dim`` entries are kept in low storage (see ``low_storage``)."""
         return False
 
+    @property
+    def fed(self) -> bool:
+        """Whether a smooth run's own gradients may carry the solution (see ``defect``)."""
+        return False
+
     def start(self, field: Field, node: Node, first_step: float) -> Stepper:
         """Return a live stepper at ``node`` whose first attempt has size ``first_step``."""
         raise NotImplementedError

@@ -122,6 +122,12 @@ class ErrorBar:
         self._norm = self._recent = self._ungraded = self._linear = 0.0
         return error * (size / norm) if norm > 0.0 else None
 
+    def inherit(self, error: Tensor | None) -> None:
+        """Add an error as long as the bar is to be, as :meth:`hand_over` returns it."""
+        if error is not None:
+            self._pending.add_(error.to(self._pending), alpha=1.0 / SAFETY)
+            self._norm = float(torch.linalg.vector_norm(self._error + self._pending))
+
     def state_dict(self) -> dict[str, Any]:
         """Return ε and what was not carried yet, as tensors and numbers."""
         return save_plain(self, _PLAIN) | {"error": self._error, "pending": self._pending.clone()}

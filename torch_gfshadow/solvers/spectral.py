@@ -36,10 +36,12 @@ class SpectralRadius:
             starts. ``None`` for the state's.
 
     Attributes:
+        life: Evaluations of the solver after which it is measured anew.
         radius: Largest |eigenvalue| last found; ``None`` before the first measurement.
     """
 
     def __init__(self, field: Field, kept: torch.dtype | None = None) -> None:
+        self.life = _LIFE
         self.radius: float | None = None
         self._field, self._kept = field, kept
         self._vector: Tensor | None = None
@@ -65,11 +67,11 @@ class SpectralRadius:
     def distrust(self) -> None:
         """Have it measured anew before the next use, unless that was done just now."""
         if self._age > 0:
-            self._age = _LIFE
+            self._age = self.life
 
     def measure(self, node: Node) -> None:
         """Measure at ``node`` if there is no estimate yet or it is out of date."""
-        if self.radius is not None and self._age < _LIFE:
+        if self.radius is not None and self._age < self.life:
             return
         cold = self._vector is None
         start = _mixed(node.field) if self._vector is None else self._vector.to(node.field)
