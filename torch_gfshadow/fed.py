@@ -20,7 +20,7 @@ from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import OverBudgetError
 from torch_gfshadow.flows.base import Flow
 from torch_gfshadow.objective import Objective
-from torch_gfshadow.path import Path, change
+from torch_gfshadow.path import Path, change, field_of
 from torch_gfshadow.shadow import FlowField, ShadowFlow, narrow
 from torch_gfshadow.solvers.base import Node, SolverConfig, load_plain, save_plain
 from torch_gfshadow.solvers.defect import DefectStepper
@@ -148,8 +148,7 @@ class FedShadow:
         if grads is None or self._coefficients is None or step_size <= 0.0:
             self._try_at = time + _PATIENCE * step_size
             return
-        path = Path(self._layout, self._empty, time, self._coefficients)
-        field = path.field(grads)
+        field = field_of(self._layout, self._coefficients, grads, self._config.dtype)
         if before is None or time - before[0] > 1.5 * step_size:
             self._before = time, field
         elif not change(field, before[1]) < _CALM:
@@ -341,7 +340,7 @@ class FedShadow:
         return self._distance(state.add_(self._stepper.offset(time)))
 
     def loss(self, time: float) -> float:
-        """Return f(θ̃(time)): the last one known, and the slope from there on by Simpson's rule."""
+        """Return f(θ̃(time)): the last one known, and from there on the trapezoidal rule."""
         if self._alone is not None:
             return self._alone.loss(time)
         assert self._path is not None

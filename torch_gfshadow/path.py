@@ -55,9 +55,7 @@ class Path:
 
     def field(self, grads: Sequence[Tensor]) -> Tensor:
         """Return F̂ at the parameters as they are, shape ``[d]``, in the dtype of P."""
-        a, b = self._coefficients
-        out = self._layout.flatten(grads, self._base.dtype).mul_(a)
-        return out.add_(self._layout.current(self._base.dtype), alpha=b) if b != 0.0 else out
+        return field_of(self._layout, self._coefficients, grads, self._base.dtype)
 
     def take(self, grads: list[Tensor], time: float, step_size: float) -> None:
         """Go on to ``time``, where a step of ``step_size`` is about to be taken with ``grads``."""
@@ -183,6 +181,15 @@ class Path:
         if saved["earlier"] is not None:
             self._earlier = float(saved["earlier"][0]), saved["earlier"][1].to(base)
         return self
+
+
+def field_of(
+    layout: Layout, coefficients: tuple[float, float], grads: Sequence[Tensor], dtype: torch.dtype
+) -> Tensor:
+    """Return a·∇f + b·θ at the parameters as they are, shape ``[d]``."""
+    a, b = coefficients
+    out = layout.flatten(grads, dtype).mul_(a)
+    return out.add_(layout.current(dtype), alpha=b) if b != 0.0 else out
 
 
 def change(now: Tensor, before: Tensor) -> float:

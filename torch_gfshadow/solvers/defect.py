@@ -156,9 +156,8 @@ class DefectStepper:
         size, h = float(torch.linalg.vector_norm(self.local_error)), self._h
         ratio = max(size / tolerance, 1e-12)
         factor = _SAFETY / math.cbrt(ratio)
-        if (
-            self._last_step > 0.0 and self._stages > _FEW
-        ):  # the flow slows down: predictive control (Watts 1984)
+        if self._last_step > 0.0 and self._stages > _FEW:
+            # the flow slows down: predictive control (Watts 1984)
             trend = h / self._last_step * math.cbrt(self._last_ratio / ratio)
             factor *= min(max(trend, 1.0 / _TREND), _TREND)
         self._last_step, self._last_ratio = h, ratio

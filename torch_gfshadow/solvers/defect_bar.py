@@ -14,16 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from torch_gfshadow.solvers.base import Node
-from torch_gfshadow.solvers.error_bar import MARGIN, MAX_STAGES, UNSTABLE, ErrorBar
+from torch_gfshadow.solvers.error_bar import MARGIN, ErrorBar
 from torch_gfshadow.solvers.rkc import first_order
 
 _DAMPING = 2.0
 """Stiff modes shrink to a quarter over a block, and the interval is 0.96·s²."""
 _STEPS, _SHARE, _ENOUGH = 2, 0.35, 0.9
-
-
-def _stages(h_lambda: float) -> int:
-    return min(max(2, math.ceil(math.sqrt(1.0 + 1.05 * MARGIN * h_lambda))), MAX_STAGES)
 
 
 class DefectBar(ErrorBar):
@@ -52,18 +48,10 @@ class DefectBar(ErrorBar):
     def _is_due(self) -> bool:
         if self.value < _ENOUGH * self.allowed:
             return False
-        return self._steps >= _STEPS and _stages(self._h_lambda) <= _SHARE * self._evaluations
+        return self._steps >= _STEPS and self._needed() <= _SHARE * self._evaluations
 
-    def _carry(self, node: Node) -> None:
-        span = node.time - self._start
-        if self._norm > 0.0 and span > 0.0:
-            plain = float(self._error.norm()) + float(self._pending.norm())
-            stages = _stages(self._h_lambda)
-            carried = self._carried(node, span, stages)
-            if not float(carried.norm()) <= UNSTABLE * plain and stages < MAX_STAGES:
-                carried = self._carried(node, span, min(2 * stages, MAX_STAGES))
-            self._take(carried, float(carried.norm()), plain, span)
-        self._begin_block(node)
+    def _needed(self) -> int:
+        return max(2, math.ceil(math.sqrt(1.0 + 1.05 * MARGIN * self._h_lambda)))
 
     def _begin_block(self, node: Node) -> None:
         super()._begin_block(node)

@@ -144,39 +144,48 @@ class ErrorBar:
     def _is_due(self) -> bool:
         if self.two_sided:
             return self._steps >= _ROUGH_BLOCK
-        stages = stages_for(MARGIN * self._h_lambda, STRONG)
         # sooner where errors have had the time to decay
         waited = self._steps >= BLOCK or self._h_lambda >= _DECAYED
         share = _WIDE_SHARE if self.value > _WIDE * self._scale else _CARRY_SHARE
-        return waited and stages <= share * self._evaluations
+        return waited and self._needed() <= share * self._evaluations
+
+    def _needed(self) -> int:
+        """Return the stages that carrying ε over the block takes."""
+        return stages_for(MARGIN * self._h_lambda, STRONG)
+
+    @staticmethod
+    def _length(vector: Tensor) -> float:
+        return float(torch.linalg.vector_norm(vector))
 
     def _carry(self, node: Node) -> None:
         """Take ε over the block, the pending local errors spread evenly across it."""
         span = node.time - self._start
         if self._norm > 0.0 and span > 0.0:
-            scale = self._probe_size(node) / self._norm
-            forcing = self._pending / span
-
-            def error_field(error: Tensor) -> Tensor:
-                moved = self._field(node.state + scale * error)
-                if not self.two_sided:
-                    return moved.sub_(node.field).div_(scale).to(error.dtype).add_(forcing)
-                moved.sub_(self._field(node.state - scale * error))
-                return moved.div_(2.0 * scale).to(error.dtype).add_(forcing)
-
-            slope = error_field(self._error) if bool(self._error.any()) else forcing
-            plain = float(torch.linalg.vector_norm(self._error))
-            plain += float(torch.linalg.vector_norm(self._pending))
-            stages = min(stages_for(MARGIN * self._h_lambda, STRONG), MAX_STAGES)
-            carried = rkc_step(error_field, self._error, slope, span, stages, STRONG)
-            size = float(torch.linalg.vector_norm(carried))
+            plain = self._length(self._error) + self._length(self._pending)
+            stages = min(self._needed(), MAX_STAGES)
+            carried = self._carried(node, span, stages)
+            size = self._length(carried)
             if not size <= UNSTABLE * plain and stages < MAX_STAGES:
                 # growth, or λ_max was underrated: only more stages can tell
-                stages = min(2 * stages, MAX_STAGES)
-                carried = rkc_step(error_field, self._error, slope, span, stages, STRONG)
-                size = float(torch.linalg.vector_norm(carried))
+                carried = self._carried(node, span, min(2 * stages, MAX_STAGES))
+                size = self._length(carried)
             self._take(carried, size, plain, span)
         self._begin_block(node)
+
+    def _carried(self, node: Node, span: float, stages: int) -> Tensor:
+        """Return ε at ``node``, the end of a block of length ``span``, shape ``[d]``."""
+        scale = self._probe_size(node) / self._norm
+        forcing = self._pending / span
+
+        def error_field(error: Tensor) -> Tensor:
+            moved = self._field(node.state + scale * error)
+            if not self.two_sided:
+                return moved.sub_(node.field).div_(scale).to(error.dtype).add_(forcing)
+            moved.sub_(self._field(node.state - scale * error))
+            return moved.div_(2.0 * scale).to(error.dtype).add_(forcing)
+
+        slope = error_field(self._error) if bool(self._error.any()) else forcing
+        return rkc_step(error_field, self._error, slope, span, stages, STRONG)
 
     def _take(self, carried: Tensor, size: float, plain: float, span: float) -> None:
         """Go on with the ε carried over ``span``, or with the plain sum if it is not finite.

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from torch_gfshadow._blocks import Terms, blocks, combined, length_of
 from torch_gfshadow.solvers.base import Field, Node, add_field
-from torch_gfshadow.solvers.error_bar import MARGIN, MAX_STAGES, UNSTABLE, ErrorBar
-from torch_gfshadow.solvers.rkc import STRONG, first_order, stages_for
+from torch_gfshadow.solvers.error_bar import ErrorBar
+from torch_gfshadow.solvers.rkc import STRONG, first_order
 
 
 class LowStorageBar(ErrorBar):
@@ -55,20 +55,9 @@ class LowStorageBar(ErrorBar):
     def _is_due(self) -> bool:
         return False  # not yet: the step's vectors are still there
 
-    def _carry(self, node: Node) -> None:
-        span = node.time - self._start
-        if self._norm > 0.0 and span > 0.0:
-            plain = length_of([(self._error, 1.0)]) + length_of([(self._pending, 1.0)])
-            stages = min(stages_for(MARGIN * self._h_lambda, STRONG), MAX_STAGES)
-            size = math.inf
-            for _ in range(2):
-                carried = self._carried(node, span, stages)
-                size = length_of([(carried, 1.0)])
-                if size <= UNSTABLE * plain or stages >= MAX_STAGES:
-                    break
-                stages = min(2 * stages, MAX_STAGES)
-            self._take(carried, size, plain, span)
-        self._begin_block(node)
+    @staticmethod
+    def _length(vector: Tensor) -> float:
+        return length_of([(vector, 1.0)])
 
     def _carried(self, node: Node, span: float, stages: int) -> Tensor:
         scale = self._probe_size(node) / self._norm
