@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,19 @@ _PLAIN = ["_own_detail", "_scale", "_foresight", "_try_at", "_returns", "_loss_a
 _PLAIN += ["_step_size"]
 
 
+class _Fed(NamedTuple):
+    """What carries the solution while it is fed."""
+
+    path: Path
+    stepper: DefectStepper
+    bar: DefectBar
+
+    def state(self, time: float) -> tuple[Tensor, Tensor]:
+        """Return θ̃ and the run's field at ``time``, the run's own."""
+        place, field = self.path.ahead(time)
+        return place.add_(self.stepper.offset(time)), field
+
+
 class FedShadow:
     """The flow from one starting point, for a field a·∇f + b·θ; arguments as in ``ShadowFlow``."""
 
@@ -59,8 +72,9 @@ class FedShadow:
         resolution: float | None,
     ) -> None:
         self._bind(objective, flow, config, resolution)
-        self._alone: ShadowFlow | None = self._started(theta, known, time, step_size)
-        self._scale, self._step_size = self._alone.scale, step_size
+        alone = self._started(theta, known, time, step_size)
+        self._on: ShadowFlow | _Fed = alone
+        self._scale, self._step_size = alone.scale, step_size
         self._try_at, self._returns = time + _START * step_size, 0
         self._foresight = 0.0
         self._loss_at: tuple[float, float, float] = time, known[0], 0.0
@@ -73,9 +87,6 @@ class FedShadow:
         self._config, self._resolution = config, resolution
         self._field = FlowField(flow, objective, "flow")
         self._own_status, self._own_detail = Status.OK, ""
-        self._path: Path | None = None
-        self._stepper: DefectStepper | None = None
-        self._bar: DefectBar | None = None
         self._before: tuple[float, Tensor] | None = None  # the run's field a step ago
         self._foretold: Tensor | None = None
 
@@ -103,11 +114,12 @@ class FedShadow:
             time: Flow time at its beginning.
             step_size: Its η.
         """
-        if self._alone is not None:
-            return not self._may_be_fed(self._alone, time, step_size)
-        path, stepper = self._path, self._stepper
-        if not self.alive or path is None or stepper is None:
+        on = self._on
+        if isinstance(on, ShadowFlow):
+            return not self._may_be_fed(on, time, step_size)
+        if not self.alive:
             return True
+        path, stepper, _ = on
         due = self._foretold is not None or stepper.due <= time + step_size
         if due or time <= path.time:
             return False
@@ -127,10 +139,10 @@ class FedShadow:
         """
         try:
             with self._objective.ledger.limited():
-                if self._alone is not None:
-                    self._offer(self._alone, grads, time, step_size)
+                if isinstance(self._on, ShadowFlow):
+                    self._offer(self._on, grads, time, step_size)
                 elif self.alive:
-                    self._go_on(grads, time, step_size)
+                    self._go_on(self._on, grads, time, step_size)
         except OverBudgetError as over:
             self._stop(Status.TRUNCATED, str(over))
 
@@ -167,30 +179,30 @@ class FedShadow:
         assert self._coefficients is not None
         assert self._before is not None
         path = Path(self._layout, state, time, self._coefficients)
-        self._bar = DefectBar(
-            FlowField(self._flow, self._objective, "error"), node, narrow(self._layout)
-        )
-        self._bar.inherit(alone.hand_over())
+        bar = self._new_bar(node)
+        bar.inherit(alone.hand_over())
         self._scale = self._distance(state)
-        self._bar.start_from(self._scale)
+        bar.start_from(self._scale)
         turned = change(field, self._before[1])
         size = float(torch.linalg.vector_norm(field))
         self._foresight = 0.5 * step_size * turned * turned * size
         path.remember(*self._before)
         spectral = alone.spectral(self._field)
         first = _FIRST * step_size
-        self._stepper = DefectStepper(self._field, node, field, first, spectral)
+        stepper = DefectStepper(self._field, node, field, first, spectral)
         path.remember(time, field)
         path.take(grads, time, step_size)
-        self._path, self._alone, self._before, self._foretold = path, None, None, None
+        self._on = _Fed(path, stepper, bar)
+        self._before = self._foretold = None
 
-    def _go_on(self, grads: list[Tensor] | None, time: float, step_size: float) -> None:
-        path, stepper, bar = self._path, self._stepper, self._bar
-        assert path is not None
-        assert stepper is not None
-        assert bar is not None
+    def _new_bar(self, node: Node) -> DefectBar:
+        field = FlowField(self._flow, self._objective, "error")
+        return DefectBar(field, node, narrow(self._layout))
+
+    def _go_on(self, fed: _Fed, grads: list[Tensor] | None, time: float, step_size: float) -> None:
+        path, stepper, bar = fed
         if grads is None:
-            self._leave(path.ahead(time)[0] + stepper.offset(time), time, step_size)
+            self._leave(bar, fed.state(time)[0], time, step_size)
             return
         if time <= path.time:
             path.undo(grads)
@@ -227,7 +239,7 @@ class FedShadow:
         if ended and not restless:
             self.observe(self._distance(place + stepper.offset(time)))
         if restless:
-            self._leave(place + stepper.offset(time), time, step_size)
+            self._leave(bar, place + stepper.offset(time), time, step_size)
             return
         path.remember(time, field)
         path.take(grads, time, step_size)
@@ -237,15 +249,13 @@ class FedShadow:
         """Return how far the run is from ``state``."""
         return float(torch.linalg.vector_norm(self._layout.current(state.dtype).sub_(state)))
 
-    def _leave(self, state: Tensor, time: float, step_size: float) -> None:
-        """Go on alone from ``state``."""
-        bar = self._bar
-        assert bar is not None
-        self._stepper = self._path = self._bar = self._foretold = None
+    def _leave(self, bar: DefectBar, state: Tensor, time: float, step_size: float) -> None:
+        """Go on alone from ``state``, whose error bar is ``bar``."""
         known = self._objective.loss_and_grad(state, "flow")
-        self._alone = self._started(state, known, time, step_size)
-        self._alone.observe(self._scale)
-        self._alone.take_over(bar.hand_over(), self._foresight)
+        self._on = alone = self._started(state, known, time, step_size)
+        self._foretold = None
+        alone.observe(self._scale)
+        alone.take_over(bar.hand_over(), self._foresight)
         self._try_at = time + _PATIENCE * 2.0**self._returns * step_size
         self._returns += 1
 
@@ -259,7 +269,7 @@ class FedShadow:
         return 0.8 * (self._resolution or 0.1) * self._scale
 
     def _stop(self, status: Status, detail: str) -> None:
-        if self._alone is None:
+        if isinstance(self._on, _Fed):
             self._own_status, self._own_detail = status, detail
 
     # -- what is read -----------------------------------------------------------------------------
@@ -279,17 +289,17 @@ class FedShadow:
     @property
     def status(self) -> Status:
         """State of the flow."""
-        return self._own_status if self._alone is None else self._alone.status
+        return self._own_status if isinstance(self._on, _Fed) else self._on.status
 
     @property
     def detail(self) -> str:
         """What is behind the status, in words."""
-        return self._own_detail if self._alone is None else self._alone.detail
+        return self._own_detail if isinstance(self._on, _Fed) else self._on.detail
 
     @property
     def behind(self) -> str:
         """Why it is not where the run is, in words; empty where it is."""
-        return "" if self._alone is None else self._alone.behind
+        return "" if isinstance(self._on, _Fed) else self._on.behind
 
     @property
     def alive(self) -> bool:
@@ -299,58 +309,48 @@ class FedShadow:
     @property
     def solver(self) -> str:
         """Name of the solver in use."""
-        return "auto:defect" if self._alone is None else self._alone.solver
+        return "auto:defect" if isinstance(self._on, _Fed) else self._on.solver
 
     @property
     def error(self) -> float:
         """Error bar on the shadow, in the units of θ."""
-        if self._alone is not None:
-            return self._alone.error
-        assert self._bar is not None
-        return self._bar.value + self._foresight
+        if isinstance(self._on, ShadowFlow):
+            return self._on.error
+        return self._on.bar.value + self._foresight
 
     @property
     def scale(self) -> float:
         """The discrepancy that has to be resolved."""
-        return self._scale if self._alone is None else self._alone.scale
+        return self._scale if isinstance(self._on, _Fed) else self._on.scale
 
     def advance(self, time: float, lambda_max: float | None = None) -> bool:
         """Say whether the shadow is known at ``time``, the run's own, after what it takes."""
-        if self._alone is not None:
-            return self._alone.advance(time, lambda_max)
-        if self._stepper is not None:
-            self._stepper.spectral.hint(lambda_max)
+        if isinstance(self._on, ShadowFlow):
+            return self._on.advance(time, lambda_max)
+        self._on.stepper.spectral.hint(lambda_max)
         return self.alive
 
     def state(self, time: float) -> Tensor:
         """Return θ̃(time), shape ``[d]``, at the run's own time."""
-        if self._alone is not None:
-            return self._alone.state(time)
-        assert self._path is not None
-        assert self._stepper is not None
-        return self._path.ahead(time)[0].add_(self._stepper.offset(time))
+        return self._on.state(time) if isinstance(self._on, ShadowFlow) else self._on.state(time)[0]
 
     def distance(self, layout: Layout, time: float) -> float:
         """Return ‖θ − θ̃(time)‖₂ for the parameters as they are."""
-        if self._alone is not None:
-            return self._alone.distance(layout, time)
-        assert self._path is not None
-        assert self._stepper is not None
-        state, self._foretold = self._path.ahead(time)
-        return self._distance(state.add_(self._stepper.offset(time)))
+        if isinstance(self._on, ShadowFlow):
+            return self._on.distance(layout, time)
+        state, self._foretold = self._on.state(time)
+        return self._distance(state)
 
     def loss(self, time: float) -> float:
         """Return f(θ̃(time)): the last one known, and from there on the trapezoidal rule."""
-        if self._alone is not None:
-            return self._alone.loss(time)
-        assert self._path is not None
-        assert self._stepper is not None
+        if isinstance(self._on, ShadowFlow):
+            return self._on.loss(time)
         assert self._coefficients is not None
         then, loss, slope = self._loss_at
         a, b = self._coefficients
-        place, field = self._path.ahead(time)
-        field = field + self._stepper.rate(time)
-        gradient = field if b == 0.0 else field - b * (place + self._stepper.offset(time))
+        state, field = self._on.state(time)
+        field = field + self._on.stepper.rate(time)
+        gradient = field if b == 0.0 else field - b * state
         rate = float(torch.dot(gradient, field)) / a
         loss += 0.5 * (time - then) * (slope + rate)
         self._loss_at = time, loss, rate
@@ -358,21 +358,20 @@ class FedShadow:
 
     def known_loss(self) -> tuple[Tensor, float]:
         """Return a point of the flow, shape ``[d]``, and f there."""
-        if self._alone is not None:
-            return self._alone.known_loss()
-        assert self._stepper is not None
-        return self._stepper.left.state, self._node_loss
+        if isinstance(self._on, ShadowFlow):
+            return self._on.known_loss()
+        return self._on.stepper.left.state, self._node_loss
 
     def inherit(self, before: FedShadow | ShadowFlow) -> None:
         """Go on from where ``before`` stands: its error bar and its scale are taken over."""
-        assert self._alone is not None
-        self._alone.inherit(before)
+        assert isinstance(self._on, ShadowFlow)
+        self._on.inherit(before)
         self._scale = before.scale
 
     def observe(self, discrepancy: float) -> None:
         """Take in the discrepancy just measured: the scale that has to be resolved."""
-        if self._alone is not None:
-            self._alone.observe(discrepancy)
+        if isinstance(self._on, ShadowFlow):
+            self._on.observe(discrepancy)
         elif math.isfinite(discrepancy) and discrepancy > 0.0:
             self._scale = discrepancy
 
@@ -380,12 +379,8 @@ class FedShadow:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the shadow's future depends on: tensors, numbers, strings and lists."""
-        parts: dict[str, ShadowFlow | Path | DefectStepper | DefectBar | None] = {
-            "alone": self._alone,
-            "path": self._path,
-            "stepper": self._stepper,
-            "bar": self._bar,
-        }
+        on = self._on
+        parts = {"alone": on} if isinstance(on, ShadowFlow) else {"alone": None, **on._asdict()}
         return save_plain(self, _PLAIN) | {
             "status": self._own_status.value,
             "before": None if self._before is None else list(self._before),
@@ -414,19 +409,17 @@ class FedShadow:
             self._before = float(saved["before"][0]), saved["before"][1].to(like)
         if saved["foretold"] is not None:
             self._foretold = saved["foretold"].to(like)
-        self._alone = None
         if saved["alone"] is not None:
-            self._alone = ShadowFlow.resumed(
+            self._on = ShadowFlow.resumed(
                 objective, flow, config, saved["alone"], resolution=resolution
             )
             return self
         assert self._coefficients is not None
-        self._path = Path.resumed(self._layout, saved["path"], self._coefficients)
-        self._stepper = DefectStepper.resumed(self._field, saved["stepper"], like)
-        self._bar = DefectBar(
-            FlowField(flow, objective, "error"), self._stepper.left, narrow(self._layout)
-        )
-        self._bar.load_state_dict(saved["bar"])
+        path = Path.resumed(self._layout, saved["path"], self._coefficients)
+        stepper = DefectStepper.resumed(self._field, saved["stepper"], like)
+        bar = self._new_bar(stepper.left)
+        bar.load_state_dict(saved["bar"])
+        self._on = _Fed(path, stepper, bar)
         return self
 
 
