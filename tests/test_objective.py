@@ -21,7 +21,7 @@ from torch.utils.data import (
 from zoo import IN, OUT, ZOO, Checkpointed, Float32Only, N, Tied, layout_of, make, mlp, squared
 
 import torch_gfshadow as gfs
-from torch_gfshadow import _data
+from torch_gfshadow import _batch, _data, _sources
 from torch_gfshadow.curvature import Curvature
 from torch_gfshadow.errors import ObjectiveError
 from torch_gfshadow.ledger import Ledger
@@ -728,7 +728,7 @@ SOURCES = OrderedDict(
 def test_every_kind_of_data_gives_the_full_mean_exactly(source, kept, monkeypatch):
     if not kept:
         monkeypatch.setattr(_data, "CACHE_BYTES", 1)
-    monkeypatch.setattr(_data, "CHUNK_SIZE", 4)
+    monkeypatch.setattr(_sources, "CHUNK_SIZE", 4)
     model, x, y = full()
     expected = build(model, (x, y))
     state = torch.get_rng_state()
@@ -836,7 +836,7 @@ def test_big_data_are_walked_again_and_small_ones_once(monkeypatch):
             reads.append(i)
             return super().__getitem__(i)
 
-    monkeypatch.setattr(_data, "CHUNK_SIZE", 4)
+    monkeypatch.setattr(_sources, "CHUNK_SIZE", 4)
     objective = build(model, Counted(x, y))
     assert len(reads) == 11
     objective.loss(objective.layout.current(), "loss")
@@ -853,7 +853,7 @@ def test_big_data_are_walked_again_and_small_ones_once(monkeypatch):
 def test_data_that_change_between_walks_are_refused(after, monkeypatch):
     model, x, y = full(11)
     data = Pairs(x, y)
-    monkeypatch.setattr(_data, "CHUNK_SIZE", 4)
+    monkeypatch.setattr(_sources, "CHUNK_SIZE", 4)
     monkeypatch.setattr(_data, "CACHE_BYTES", 1)
     objective = build(model, data)
     data.x, data.y = torch.randn(after, IN).double(), torch.randn(after, OUT).double()
@@ -1116,9 +1116,9 @@ def test_batches_may_be_dataclasses():
     chunks = _data.Chunks(rows)
     assert [(batch.inputs.shape[0], weight) for batch, weight in chunks] == [(5, 5 / 7), (2, 2 / 7)]
     assert [weight for _, weight in _data.Chunks(rows[0])] == [1.0]
-    first = _data.head(rows[0], 2)
+    first = _batch.head(rows[0], 2)
     assert isinstance(first, Row)
     assert torch.equal(first.inputs, x[:2])
     assert torch.equal(first.targets, y[:2])
     assert rows[0].inputs.shape[0] == 5
-    assert _data.map_tensors(lambda t: t, rows[0]) is rows[0]
+    assert _batch.map_tensors(lambda t: t, rows[0]) is rows[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torch_gfshadow._data import leaves
+from torch_gfshadow._batch import leaves
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import must
 

@@ -1,82 +1,27 @@
-"""Data in every shape users have it, walked as the same weighted batches each time."""
+"""Data in every shape users have it, walked as the same weighted batches each time.
+
+Read next: ``_sources``, which opens what the user passed; ``_batch``, what comes out of it.
+"""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, strided
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch import Tensor
 
+from torch_gfshadow._batch import bytes_of, leaves, map_tensors, size_of
 from torch_gfshadow._plain import from_plain, to_plain
-from torch_gfshadow._streams import Stream, Streams, generator_stream, python_streams, torch_streams
+from torch_gfshadow._sources import maker, own_streams
+from torch_gfshadow._streams import Streams, python_streams, torch_streams
 from torch_gfshadow.errors import must
 
-CHUNK_SIZE = 1024
 CACHE_BYTES = 256 * 2**20
 
 _END = object()
-
-
-def map_tensors(change: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """Return ``batch`` with ``change`` applied to its tensors, itself where nothing changed."""
-    if isinstance(batch, Tensor):
-        return change(batch)
-    if isinstance(batch, (tuple, list)):
-        items = [map_tensors(change, item) for item in batch]
-        if all(new is old for new, old in zip(items, batch, strict=True)):
-            return batch
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-    if _is_row(batch):
-        held = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-        changed = {name: map_tensors(change, item) for name, item in held.items()}
-        if all(changed[name] is item for name, item in held.items()):
-            return batch
-        twin = copy.copy(batch)  # as dataclasses.replace, without running its __post_init__
-        for name, item in changed.items():
-            object.__setattr__(twin, name, item)
-        return twin
-    if isinstance(batch, MutableMapping):
-        changed = {key: map_tensors(change, item) for key, item in batch.items()}
-        if all(changed[key] is item for key, item in batch.items()):
-            return batch
-        twin = copy.copy(batch)  # keeps the class: an OrderedDict, a tokenizer's BatchEncoding
-        twin.update(changed)
-        return twin
-    return batch
-
-
-def leaves(batch: Any) -> Iterator[Any]:
-    """Yield what ``batch`` holds, in order, through tuples, lists, mappings and dataclasses."""
-    if isinstance(batch, (tuple, list)):
-        for item in batch:
-            yield from leaves(item)
-    elif isinstance(batch, Mapping):
-        for item in batch.values():
-            yield from leaves(item)
-    elif _is_row(batch):
-        for field in dataclasses.fields(batch):
-            yield from leaves(getattr(batch, field.name))
-    else:
-        yield batch
-
-
-def _is_row(batch: Any) -> bool:
-    return dataclasses.is_dataclass(batch) and not isinstance(batch, type)
-
-
-def head(batch: Any, n: int) -> Any:
-    """Return the first ``n`` samples of ``batch``, itself if it has no more or is sparse."""
-    size = _batch_size(batch)
-    if size <= n or any(isinstance(t, Tensor) and t.layout != strided for t in leaves(batch)):
-        return batch
-    return map_tensors(lambda t: t[:n] if t.dim() > 0 and t.shape[0] == size else t, batch)
 
 
 class Chunks:
@@ -90,10 +35,10 @@ class Chunks:
     """
 
     def __init__(self, data: Any, devices: Iterable[torch.device] = ()) -> None:
-        self._make = _maker(data)
+        self._make = maker(data)
         self._fit: Callable[[Tensor], Tensor] = _usable
         self._streams = Streams(
-            [*torch_streams(devices), *python_streams(), *_own_streams(data, set())]
+            [*torch_streams(devices), *python_streams(), *own_streams(data, set())]
         )
         self._start = self._streams.state()
         self._look()
@@ -145,8 +90,8 @@ class Chunks:
         sizes: list[int] = []
         room = CACHE_BYTES
         for batch in self._walk():
-            sizes.append(_batch_size(batch))
-            room -= sum(_bytes(t) for t in leaves(batch) if isinstance(t, Tensor))
+            sizes.append(size_of(batch))
+            room -= sum(bytes_of(t) for t in leaves(batch) if isinstance(t, Tensor))
             if self._kept is not None:
                 self._kept.append(batch)
                 if room < 0 and len(sizes) > 1:
@@ -175,7 +120,7 @@ class Chunks:
     def __iter__(self) -> Iterator[tuple[Any, float]]:
         batches = self._walk() if self._kept is None else self._kept
         for size, batch in itertools.zip_longest(self._sizes, batches, fillvalue=None):
-            if size is None or (self._kept is None and size != _batch_size(batch)):
+            if size is None or (self._kept is None and size != size_of(batch)):
                 raise ValueError(
                     must(
                         "data",
@@ -214,112 +159,3 @@ def _same(a: Any, b: Any) -> bool:
 
 def _usable(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _bytes(tensor: Tensor) -> int:
-    if tensor.layout == strided:
-        return tensor.nbytes
-    entries = tensor._nnz() if tensor.is_sparse or tensor.is_sparse_csr else tensor.numel()
-    return entries * (tensor.element_size() + 8 * tensor.dim())  # values and their places
-
-
-def _batch_size(batch: Any) -> int:
-    for leaf in leaves(batch):
-        shape: Sequence[int] = getattr(leaf, "shape", ())
-        if len(shape) > 0:
-            return int(shape[0])
-    return -1
-
-
-def _maker(data: Any) -> Callable[[], Iterable[Any]]:
-    """Return a function that opens ``data`` anew as an iterable of batches."""
-    if data is None or isinstance(data, Iterator):
-        raise TypeError(
-            must(
-                "data",
-                "a batch, a dataset, a DataLoader or a callable",
-                f"a {type(data).__name__}" if data is not None else "None",
-                "A one-shot iterator cannot be walked twice: pass a callable that makes it.",
-            )
-        )
-    if isinstance(data, (str, bytes, int, float)):
-        fix = "Pass the samples, as in data=(X, y)."
-        wanted = "a batch, a dataset, a DataLoader or a callable"
-        raise TypeError(must("data", wanted, repr(data), fix))
-    if isinstance(data, DataLoader):
-        return lambda: _beside(data)
-    if _is_dataset(data):
-        return lambda: DataLoader(data, batch_size=CHUNK_SIZE, generator=torch.Generator())
-    if isinstance(data, Mapping) and not data:
-        raise ValueError(must("data", "non-empty", repr(data), "Pass the samples."))
-    if isinstance(data, list) and all(
-        isinstance(x, (tuple, list, Mapping)) or _is_row(x) for x in data
-    ):
-        return lambda: data
-    # A container that moves as one (`.to(device)`) is one batch, even if it can be iterated.
-    if isinstance(data, (Tensor, tuple, list, Mapping)) or callable(getattr(data, "to", None)):
-        return lambda: [data]
-    if callable(data):
-        return lambda: _called(data)
-    if isinstance(data, Iterable) and not hasattr(data, "shape"):
-        return lambda: data
-    return lambda: [data]
-
-
-def _called(data: Callable[[], Any]) -> Iterable[Any]:
-    try:
-        inspect.signature(data).bind()
-    except TypeError as error:
-        fix = "Bind what it needs: data=lambda: make(...)."
-        raise TypeError(must("data", "callable without arguments", repr(data), fix)) from error
-    except ValueError:  # built-ins have no signature
-        pass
-    result = data()
-    return result if isinstance(result, Iterator) else _maker(result)()
-
-
-def _is_dataset(data: Any) -> bool:
-    if isinstance(data, Dataset):
-        return True
-    plain = isinstance(data, (Tensor, tuple, list, Mapping)) or hasattr(data, "shape")
-    sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    return sized and not plain and not callable(getattr(data, "to", None))
-
-
-def _beside(loader: DataLoader[Any]) -> Iterable[Any]:
-    """Return a loader over the same samples that shares no iteration state with ``loader``.
-
-    ``iter(loader)`` would restart the user's own epoch where workers are persistent.
-    """
-    inner = getattr(loader, "base_dataloader", None)
-    if isinstance(inner, DataLoader):
-        # Accelerate's: iterating it tells the accelerator which loader is active and at its end.
-        device = getattr(loader, "device", None)
-        move = partial(map_tensors, lambda t: t if device is None else t.to(device))
-        return map(move, _beside(inner))
-    if type(loader).__iter__ is not DataLoader.__iter__:
-        return loader
-    plain: dict[str, Any] = {"collate_fn": loader.collate_fn, "generator": torch.Generator()}
-    if isinstance(loader.dataset, IterableDataset):
-        return DataLoader(
-            loader.dataset, batch_size=loader.batch_size, drop_last=loader.drop_last, **plain
-        )
-    if loader.batch_sampler is None:
-        return DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler, **plain)
-    return DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, **plain)
-
-
-def _own_streams(source: Any, seen: set[int]) -> list[Stream]:
-    """Find the generators a loader, its samplers and its datasets carry."""
-    if id(source) in seen or not hasattr(source, "__dict__"):
-        return []
-    seen.add(id(source))
-    streams: list[Stream] = []
-    for name, value in vars(source).items():
-        is_generator = isinstance(value, torch.Generator) or hasattr(value, "bit_generator")
-        if (is_generator or hasattr(value, "getstate")) and id(value) not in seen:
-            seen.add(id(value))
-            streams.append(generator_stream(value))
-        elif name in ("sampler", "batch_sampler", "dataset"):
-            streams += _own_streams(value, seen)
-    return streams

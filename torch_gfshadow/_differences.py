@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_gfshadow._data import head
+from torch_gfshadow._batch import head
 from torch_gfshadow._sandbox import Sandbox
 
 # Truncation h²·f⁗ and rounding ε/h balance near h ~ ε^(1/3)·‖θ‖ (Nocedal & Wright 2006, §8.1).

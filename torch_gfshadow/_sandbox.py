@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 
-from torch_gfshadow._data import map_tensors
+from torch_gfshadow._batch import map_tensors
+from torch_gfshadow._host import Host
 from torch_gfshadow._kinks import Averaging, Glance, Noting
 from torch_gfshadow._plain import load_attributes, to_plain
-from torch_gfshadow._purity import Host, is_compiled, isolated, unwrap
+from torch_gfshadow._purity import is_compiled, isolated, unwrap
 from torch_gfshadow._streams import Streams, torch_streams
 from torch_gfshadow._tree import Layout, dense
 from torch_gfshadow._writes import WriteError, Writes

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torch_gfshadow._data import leaves
+from torch_gfshadow._batch import leaves
 from torch_gfshadow._purity import probing
 from torch_gfshadow._sandbox import Replay
 from torch_gfshadow.errors import ObjectiveError, must

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_gfshadow._data import map_tensors
+from torch_gfshadow._batch import map_tensors
 from torch_gfshadow._purity import unwrap
 from torch_gfshadow._tree import Layout, dense
 from torch_gfshadow.objective import Objective

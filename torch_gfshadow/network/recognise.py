@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_gfshadow._data import head
+from torch_gfshadow._batch import head
 from torch_gfshadow._sandbox import cast_batch
 from torch_gfshadow.network.assemble import Part, assemble
 from torch_gfshadow.network.point import NetworkPoint
