@@ -7,7 +7,7 @@ step at which nothing is due may (``benchmarks/idle.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch_gfshadow._tree import is_sharded, local
 
 _PARAMS, _VALUES = 8, 32
-_address, _bytes_of = Tensor.data_ptr, memoryview.tobytes
+address, bits_of = Tensor.data_ptr, memoryview.tobytes
 
 
 class Sample:
@@ -24,6 +24,9 @@ class Sample:
 
     Args:
         params: What is looked at.
+
+    Attributes:
+        bits: The entries as :meth:`mark` saw them, where they are in the CPU's memory.
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
@@ -32,15 +35,15 @@ class Sample:
         self._at: list[int] = []
         self._views: list[list[Tensor]] = []
         self._memory: list[Any] | None = None
-        self._bytes: list[bytes] | None = None
+        self.bits: list[bytes] | None = None
         self._values: list[Tensor] = []
 
     @property
     def marks(self) -> list[Tensor]:
         """What :meth:`mark` saw, one vector per dtype and device; empty before the first."""
-        if self._bytes is None:
+        if self.bits is None:
             return self._values
-        parts = iter(self._bytes)
+        parts = iter(self.bits)
         return [
             torch.cat(
                 [torch.frombuffer(bytearray(next(parts)), dtype=view.dtype) for view in views]
@@ -51,7 +54,7 @@ class Sample:
     @marks.setter
     def marks(self, marks: Sequence[Tensor]) -> None:
         seen = self._read()
-        self._bytes, self._values = None, []
+        self.bits, self._values = None, []
         if seen:
             self._values = [m.to(now) for m, now in zip(marks, seen, strict=True)]
 
@@ -60,40 +63,25 @@ class Sample:
         if not self._in_place():
             self._locate()
         if self._memory is not None:
-            self._bytes, self._values = list(map(_bytes_of, self._memory)), []
+            self.bits, self._values = list(map(bits_of, self._memory)), []
         else:
-            self._bytes, self._values = None, self._read()
+            self.bits, self._values = None, self._read()
 
     def unmoved(self) -> bool:
         """Say whether no bit changed since :meth:`mark`, without any of torch's operations.
 
         False is "look closer", with :meth:`moved`: elsewhere in memory, or not in the CPU's.
         """
-        if self._bytes is None or self._memory is None or not self._in_place():
+        if self.bits is None or self._memory is None or not self._in_place():
             return False
-        return list(map(_bytes_of, self._memory)) == self._bytes
+        return list(map(bits_of, self._memory)) == self.bits
 
-    def quickly(self) -> tuple[Callable[[], bool], Callable[[], None]] | None:
-        """Return :meth:`unmoved` and :meth:`mark` for as long as all stays where it is.
+    def in_memory(self) -> tuple[list[Tensor], list[int], list[Any]] | None:
+        """Return the parameters looked at, their addresses, and what to read :attr:`bits` from.
 
-        All they need is at hand, and they call nothing of ours: after a backward pass every
-        function that is called and every attribute that is read has to come from memory first.
-        ``None`` where entries are not in the CPU's memory.
+        Good while the parameters stay there; ``None`` where entries are not in the CPU's memory.
         """
-        memory, params, at = self._memory, self._params, self._at
-        if memory is None:
-            return None
-
-        def unmoved() -> bool:
-            return list(map(_address, params)) == at and list(map(_bytes_of, memory)) == self._bytes
-
-        def mark() -> None:
-            if self._bytes is not None and list(map(_address, params)) == at:
-                self._bytes = list(map(_bytes_of, memory))
-            else:
-                self.mark()
-
-        return unmoved, mark
+        return None if self._memory is None else (self._params, self._at, self._memory)
 
     def moved(self) -> bool:
         """Say whether the values changed since :meth:`mark`."""
@@ -107,7 +95,7 @@ class Sample:
 
     def _in_place(self) -> bool:
         """Say whether the entries are where they were found; setting ``.data`` moves them."""
-        return bool(self._at) and list(map(_address, self._params)) == self._at
+        return bool(self._at) and list(map(address, self._params)) == self._at
 
     def _locate(self) -> None:
         groups: dict[Any, list[Tensor]] = {}

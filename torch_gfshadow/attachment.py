@@ -42,6 +42,7 @@ class Attachment:
             self._fail,
             idle=tracker.idle,
             count=tracker.count,
+            passing=lambda: tracker.passing,
         )
 
     def start(self, header: dict[str, Any]) -> None:

@@ -9,11 +9,18 @@ from typing import Any
 
 @dataclass(slots=True)
 class FlowClock:
-    """Step count and flow time, summed with compensation so that 10⁶ steps lose nothing."""
+    """Step count and flow time, summed with compensation so that 10⁶ steps lose nothing.
+
+    Attributes:
+        step: Steps taken.
+        time: Flow time.
+        silent_until: The last step that may need nothing but to be counted, as far as is known.
+    """
 
     step: int = 0
     time: float = 0.0
     _carry: float = 0.0
+    silent_until: int = 0
 
     def tick(self, step_size: float) -> float:
         """Advance by one step of size ``step_size`` and return the new time."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -20,12 +21,19 @@ from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import OverBudgetError
 from torch_gfshadow.flows.base import Flow
 from torch_gfshadow.objective import Objective
+from torch_gfshadow.passing import Asks
 from torch_gfshadow.path import Path, change, field_of
 from torch_gfshadow.shadow import FlowField, ShadowFlow, narrow
 from torch_gfshadow.solvers.base import Node, SolverConfig, load_plain, save_plain
 from torch_gfshadow.solvers.defect import DefectStepper
 from torch_gfshadow.solvers.defect_bar import DefectBar
 from torch_gfshadow.status import Status
+
+_gradient = attrgetter("grad")
+_kind, _PLAIN_KIND = (
+    attrgetter("__class__", "layout", "requires_grad"),
+    {(Tensor, torch.strided, False)},
+)
 
 Reader = Callable[[], list[Tensor] | None]
 
@@ -126,8 +134,32 @@ class FedShadow:
         grads = read()
         if grads is None:
             return False
-        path.take(grads, time, step_size)
+        with torch.no_grad():  # they may carry a graph
+            path.take(grads, time, step_size)
         return True
+
+    def asks(self, layout: Layout) -> Asks:
+        """Return :meth:`passes` for the steps until :meth:`feed` is called again.
+
+        Args:
+            layout: The run's parameters, whose gradients are read where they are plain.
+        """
+        on, params = self._on, layout.params
+        if isinstance(on, ShadowFlow):
+            sooner = self._try_at
+            return lambda time, step: time < sooner or not self._may_be_fed(on, time, step)
+        path, due = on.path, on.stepper.due
+
+        def passes(time: float, step_size: float) -> bool:
+            if self._foretold is not None or due <= time + step_size or time <= path.time:
+                return not self.alive
+            grads = list(map(_gradient, params))
+            if set(map(_kind, grads)) != _PLAIN_KIND:
+                return False
+            path.take(grads, time, step_size)
+            return True
+
+        return passes if self.alive else lambda time, step_size: True
 
     def feed(self, grads: list[Tensor] | None, time: float, step_size: float) -> None:
         """Take the step about to be taken in, and evaluate what has come due.

@@ -22,6 +22,7 @@ from torch_gfshadow.flows.base import Flow, FlowWithMemory, PacedFlow, lifted, p
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.paced import PacedShadow
 from torch_gfshadow.parts import Parts
+from torch_gfshadow.passing import Asks
 from torch_gfshadow.rest import Rest
 from torch_gfshadow.shadow import ShadowFlow
 from torch_gfshadow.solvers import is_large
@@ -46,9 +47,6 @@ class Follower:
         audit: Verdict on the last pair of gradients compared.
         given: The objective on the data that ``attach`` was given, if any.
     """
-
-    steady = True
-    """Whether :attr:`idle` stays as it is until the next step that is looked at, or resync."""
 
     def __init__(self, parts: Parts, clock: FlowClock) -> None:
         self.shadow: ShadowFlow | FedShadow | None = None
@@ -256,10 +254,20 @@ class Follower:
         return FedShadow if parts.solver.fed and plain and fits else ShadowFlow
 
     def passes(self) -> bool:
-        """Say whether the step to come is taken in, at the cost of an addition at most."""
+        """Say whether the step to come may pass: taken in, at the cost of an addition at most."""
         shadow = self.shadow
-        assert isinstance(shadow, FedShadow)
+        if type(shadow) is not FedShadow:
+            return True
         return shadow.passes(self._parts.watched.gradients, self._clock.time, self.step_size)
+
+    def asks(self) -> Asks | None:
+        """Return what to ask at steps that are not looked at closely; ``None`` for nothing.
+
+        It stands for :attr:`idle` and :meth:`passes` until the next step that is, or resync.
+        """
+        return (
+            self.shadow.asks(self._parts.watched.layout) if type(self.shadow) is FedShadow else None
+        )
 
     def feed(self) -> None:
         """Take in the step to come, whose gradients are there."""

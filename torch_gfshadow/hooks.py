@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from torch_gfshadow.passing import Passing
+
 StepFunction = Callable[[], None]
 _compiler: Callable[[], Any] = torch._C._dynamo.eval_frame.get_eval_frame_callback
 """What sees every frame that is entered; ``None`` outside of compiled functions."""
@@ -31,6 +33,8 @@ class StepHooks:
         idle: Says, at little cost, whether the step about to be taken needs nothing but
             ``count`` after it. If so none of the others is called.
         count: Called instead of ``after`` then.
+        passing: Returns what to call at the steps to come as long as they pass: ``idle`` and
+            ``count`` in fewer calls.
     """
 
     def __init__(
@@ -42,9 +46,11 @@ class StepHooks:
         *,
         idle: Callable[[], bool] = lambda: False,
         count: StepFunction = lambda: None,
+        passing: Callable[[], Passing | None] = lambda: None,
     ) -> None:
         self._before, self._after, self._skips, self._fail = before, after, skips, fail
-        self._idle, self._count = idle, count
+        self._idle, self._count, self._passing = idle, count, passing
+        self._interrupt: Callable[[], bool] = bool
         self._depth = 0
         self._counts = False
         self._skipped = False
@@ -79,6 +85,7 @@ class StepHooks:
     def _pre(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._pass_no_more()
         if not (self._depth or kwargs) and len(args) == 1:
             self._depth = 1
             self._begin()
@@ -98,11 +105,11 @@ class StepHooks:
         return (args[0], wrapped, *args[2:]), kwargs
 
     def _post(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._pass_no_more()
         self._depth -= 1
-        if self._depth == 0 and not self._skipped:
-            if not self._counts:
-                self._guard(self._after)
-                return
+        if self._depth or self._skipped:
+            return
+        if self._counts:
             self._calling = True
             try:
                 self._count()
@@ -110,6 +117,24 @@ class StepHooks:
                 self._fail(error)
             finally:
                 self._calling = False
+        else:
+            self._guard(self._after)
+        self._let_pass()
+
+    def _let_pass(self) -> None:
+        """Have the steps to come call as little as they may."""
+        found = self._passing()
+        if found is not None and self._hooks:
+            self._interrupt = found.interrupt
+            self._hooks[0].first, self._hooks[1].first = found.before, found.after
+
+    def _pass_no_more(self) -> None:
+        """Go on as if the step under way, if it passed, had been looked at."""
+        if self._interrupt():
+            self._depth, self._counts, self._skipped = 1, True, False
+        self._interrupt = bool
+        for hook in self._hooks:
+            hook.first = None
 
     def _after_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         first = True
@@ -165,18 +190,26 @@ class Hook:
     """A callable that leaves nothing of itself in copies and pickles of the optimizer.
 
     torch.compile does not trace it, nor what it calls.
+
+    Attributes:
+        first: Called first, if there is one; where it returns true the function is not called.
     """
+
+    __slots__ = "_apart", "_function", "first"
 
     def __init__(self, function: Callable[..., Any] | None) -> None:
         self._function = function
         self._apart: Callable[..., Any] | None = None
+        self.first: Callable[..., bool] | None = None
 
     def __call__(self, *args: Any) -> Any:
         """Call the function, if it was not cleared."""
         if _compiler() is not None:
             return self._called_apart(args)
-        function = self._function
-        return function(*args) if function is not None else None
+        first = self.first
+        if first is not None and first(*args):
+            return None
+        return self._function(*args) if self._function is not None else None
 
     # as torch.compiler.disable marks its wrappers: they take as long as all we do when nothing
     # is due, and are needed only where a compiler is at work
@@ -188,12 +221,18 @@ class Hook:
             return None
         if self._apart is None:
             disable: Any = torch.compiler.disable
-            self._apart = disable(self._function)
+            self._apart = disable(self._called)
         return self._apart(*args)
+
+    def _called(self, *args: Any) -> Any:
+        if self.first is not None and self.first(*args):
+            return None
+        function = self._function
+        return function(*args) if function is not None else None
 
     def clear(self) -> None:
         """Do nothing from now on, and hold nothing."""
-        self._function = self._apart = None
+        self._function = self._apart = self.first = None
 
     def __deepcopy__(self, memo: Any) -> Hook:
         return Hook(None)

@@ -21,6 +21,7 @@ from torch_gfshadow.follow import Follower, seen
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.observed import Observed, Seen
 from torch_gfshadow.parts import Parts
+from torch_gfshadow.passing import Asks
 from torch_gfshadow.piecewise import PiecewiseFlow
 from torch_gfshadow.solvers.storage import SMALL
 from torch_gfshadow.status import Status
@@ -40,8 +41,6 @@ class Minibatch(Follower):
     """
 
     shadow: PiecewiseFlow | None  # type: ignore[assignment]
-    steady = False
-    """Batches come between steps."""
 
     def __init__(self, parts: Parts, clock: FlowClock, observed: Observed) -> None:
         super().__init__(parts, clock)
@@ -88,6 +87,10 @@ class Minibatch(Follower):
     def idle(self) -> bool:
         """Whether no shadow follows the step to come, and no batch waits to be taken or missed."""
         return not (self._follows_next or self._observed.count or self._cut)
+
+    def asks(self) -> Asks:
+        """Return what to ask at steps that are not looked at closely: batches come between them."""
+        return lambda time, step_size: self.idle
 
     @property
     def _follows_next(self) -> bool:

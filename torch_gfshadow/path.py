@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch_gfshadow._tree import Layout
 from torch_gfshadow.solvers.base import load_plain, save_plain
 
 _FLUSH = 64
+_version = attrgetter("_version")
 _PLAIN = ["time", "step_size", "_added", "_undone"]
 
 
@@ -60,10 +62,11 @@ class Path:
     def take(self, grads: list[Tensor], time: float, step_size: float) -> None:
         """Go on to ``time``, where a step of ``step_size`` is about to be taken with ``grads``."""
         weight = 0.5 * (self.step_size + step_size)
+        versions = list(map(_version, grads))  # of an inference tensor there is none: it raises
         self._add(grads, weight)
         self._undone = self.time, self.step_size, weight
         self.time, self.step_size = time, step_size
-        self._used, self._last = (grads, [g._version for g in grads]), None
+        self._used, self._last = (grads, versions), None
         self._added += 1
         if self._added >= _FLUSH:
             self._base.add_(self._sum)

@@ -6,7 +6,7 @@ Everything here reads the run and writes records; nothing here does numerics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch_gfshadow.blueprint import Blueprint
@@ -17,6 +17,7 @@ from torch_gfshadow.journey import Journey
 from torch_gfshadow.layouts import difference
 from torch_gfshadow.outlet import Outlet
 from torch_gfshadow.parts import Parts
+from torch_gfshadow.passing import Passing, passing
 from torch_gfshadow.piecewise import PiecewiseFlow
 from torch_gfshadow.rows import Rows
 from torch_gfshadow.sampling import Sampler
@@ -38,6 +39,8 @@ class Tracker:
     Attributes:
         follower: The flow side of it, by mode.
         resyncs: How often the shadow was set to the iterate again; windows that begin not counted.
+        passing: What :meth:`idle` and :meth:`count` come to, until the next close look; ``None``
+            where these have to be called.
     """
 
     def __init__(self, parts: Parts, clock: FlowClock, blueprint: Blueprint) -> None:
@@ -50,7 +53,7 @@ class Tracker:
             probed=bool(parts.probes),
             agree=float if parts.ranks is None else self._agreed,
         )
-        self.paused = False
+        self._paused = False
         self.resyncs = 0
         self._lean = self._is_lean()
         self._used = BorrowedGradients() if self._lean else UsedGradients()
@@ -58,11 +61,7 @@ class Tracker:
         self._rows = Rows(parts, clock, self._journey, self.sampler)
         self._resumed = False
         self._starts = False
-        self._silent_until = 0  # the last step that may need nothing, as far as is known
-        # for steps until then: whether nothing was touched, and the mark of a step taken
-        self._quick: tuple[Callable[[], bool], Callable[[], None]] | None = None
-        self._steady = False
-        self._ledger, self._now = parts.session.ledger, parts.session.ledger.now
+        self.passing: Passing | None = None
 
     def _agreed(self, value: float) -> float:
         parts = self.parts
@@ -74,6 +73,16 @@ class Tracker:
         return parts.settings.mode in ("reference", "passive") and is_large(
             parts.solver, parts.watched.layout.dim
         )
+
+    @property
+    def paused(self) -> bool:
+        """Whether steps are counted and nothing else."""
+        return self._paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self._paused = paused
+        self._look_closer()
 
     @property
     def shadow(self) -> ShadowFlow | FedShadow | PiecewiseFlow | None:
@@ -97,17 +106,12 @@ class Tracker:
         Nothing is due before it or after it, nothing is held, nobody touched the optimizer or the
         parameters. False is "look closer", with :meth:`before_step`.
         """
-        if self.clock.step >= self._silent_until or self.paused or self._resumed or self._starts:
+        if self.clock.step >= self.clock.silent_until:
             return False
-        now = self._now
-        start = now()
-        quick = self._quick
-        still = quick is not None and (self._steady or self.follower.idle) and quick[0]()
-        if not still:
-            still = self._is_still()
-        if still and type(self.follower.shadow) is FedShadow:
-            still = self.follower.passes()
-        self._ledger.seconds += now() - start
+        ledger = self.parts.session.ledger
+        start = ledger.now()
+        still = self._is_still() and self.follower.passes()
+        ledger.seconds += ledger.now() - start
         return still
 
     def _is_still(self) -> bool:
@@ -120,14 +124,11 @@ class Tracker:
 
     def count(self) -> None:
         """Count a step that :meth:`idle` was true of."""
-        now = self._now
-        start = now()
+        ledger = self.parts.session.ledger
+        start = ledger.now()
         self.clock.tick(self.follower.step_size)
-        if self._quick is not None:
-            self._quick[1]()
-        else:
-            self.parts.watched.mark()
-        self._ledger.seconds += now() - start
+        self.parts.watched.mark()
+        ledger.seconds += ledger.now() - start
 
     def before_step(self) -> None:
         """Read the gradient the step is about to use, and the rate it will use it with."""
@@ -141,7 +142,7 @@ class Tracker:
             self._starts = True
         self.follower.read_step_size()
         watched.look()
-        self._silent_until, self._quick = 0, None
+        self._look_closer()
         if self._starts and not self.paused:
             self._start_here()
         if self.paused:
@@ -156,10 +157,10 @@ class Tracker:
             self._journey.keep()
             self._used.skip()
             self.follower.before(None)
-            self._silent_until = self._silence(step)
-            if self._silent_until > step:
-                self._quick, self._steady = watched.quickly(), self.follower.steady
+            self.clock.silent_until = self._silence(step)
         self.follower.feed()
+        if self.clock.silent_until > step:
+            self.passing = self._passing()
 
     def after_step(self) -> None:
         """Advance the clock, bring the shadow along, and write a record if one is due."""
@@ -204,6 +205,7 @@ class Tracker:
         self._journey.relaid(before, lean=self._lean)
         self._used = BorrowedGradients() if self._lean else UsedGradients()
         self._starts = True
+        self._look_closer()
 
     def _start_here(self) -> None:
         """Start the shadow at the parameters of this moment, which it cannot have led to."""
@@ -221,6 +223,18 @@ class Tracker:
         self._used.settle(self.parts.watched)
         self._journey.settle(read=reads or self.follower.needs_gradient)
 
+    def _look_closer(self) -> None:
+        """Have the next step looked at, whatever was thought to be known of it."""
+        self.clock.silent_until, self.passing = 0, None
+
+    def _passing(self) -> Passing | None:
+        """Return what the hooks may call until the next close look."""
+        quiet = self.parts.watched.quiet()
+        if quiet is None:
+            return None
+        follower, ledger = self.follower, self.parts.session.ledger
+        return passing(quiet, self.clock, ledger, follower, follower.asks())
+
     def _silence(self, step: int) -> int:
         """Return the last step, from ``step`` on, that is certain to need nothing of us."""
         last, period = self.sampler.silent_until(step), self.parts.settings.resync_every
@@ -235,7 +249,7 @@ class Tracker:
     def _set_to_iterate(self) -> None:
         why = f"the shadow was set to the iterate at step {self.clock.step}"
         self._rows.measures.end_limits(why, certified=True)
-        self._silent_until = 0
+        self._look_closer()
         self.follower.resync()
 
     def random_state(self) -> Any:
@@ -304,3 +318,4 @@ class Tracker:
         # the parameters must be those of the saved moment: the next step looks, as it always does
         parts.watched.marks = saved["marks"]
         self._resumed = True
+        self._look_closer()

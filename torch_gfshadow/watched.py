@@ -8,9 +8,9 @@ gradients; parameters change outside the optimizer without any version counter m
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from torch import Tensor
 from torch_gfshadow._sample import Sample
 from torch_gfshadow._tree import Layout, dense, real_view
 from torch_gfshadow.layouts import trainable
+from torch_gfshadow.passing import Quiet, trainable_flag
 
 _LISTS = ("params", "param_names")
-_members, _trainable = itemgetter("params"), attrgetter("requires_grad")
+_members = itemgetter("params")
 
 
 class Watched:
@@ -147,33 +148,16 @@ class Watched:
             return False
         return _identities(optimizer.param_groups) == self._listed and self._sample.unmoved()
 
-    def quickly(self) -> tuple[Callable[[], bool], Callable[[], None]] | None:
-        """Return what :meth:`still` and :meth:`as_set` say together, and :meth:`mark`.
+    def quiet(self) -> Quiet | None:
+        """Return what to compare with as :meth:`still` and :meth:`as_set` together do.
 
         Good until the next :meth:`look`; ``None`` where these have to be asked.
         """
-        seen, sample = self._seen, self._sample.quickly()
-        if seen is None or sample is None:
+        seen, spots = self._seen, self._sample.in_memory()
+        if seen is None or spots is None:
             return None
-        find, first, (unmoved, mark) = self._optimizer, self._first, sample
-        members, flags = list(chain.from_iterable(map(_members, self.groups))), self._listed[1]
-
-        def still() -> bool:
-            optimizer = find()
-            try:
-                return (
-                    optimizer is not None
-                    # parameters are compared by identity first
-                    and optimizer.param_groups == seen
-                    and first.grad is not None
-                    and getattr(optimizer, "found_inf", None) is None
-                    and list(map(_trainable, members)) == flags
-                    and unmoved()
-                )
-            except (RuntimeError, ValueError):  # of comparing other tensors
-                return False
-
-        return still, mark
+        members = list(chain.from_iterable(map(_members, self.groups)))
+        return Quiet(seen, members, self._listed[1], self._first, self._sample, spots)
 
     def as_set(self) -> bool:
         """Say whether the optimizer's settings are those that :meth:`look` saw."""
@@ -197,7 +181,7 @@ class Watched:
 def _identities(groups: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[bool]]:
     """Return which parameters the groups hold, and which of them are trainable."""
     listed = list(chain.from_iterable(map(_members, groups)))
-    return list(map(id, listed)), list(map(_trainable, listed))
+    return list(map(id, listed)), list(map(trainable_flag, listed))
 
 
 def _is_plain(value: object) -> bool:
