@@ -46,6 +46,12 @@ def test_an_optimizer_without_a_step_size(model):
         attach(model, optimizer=torch.optim.LBFGS(model.parameters()))
 
 
+@pytest.mark.parametrize("wrong", ["yes", 1])
+def test_ranks_measure_together_or_they_do_not(model, wrong):
+    with pytest.raises(TypeError, match=rf"^distributed must be True.*got {wrong!r}\. Leave"):
+        attach(model, distributed=wrong)
+
+
 @pytest.mark.parametrize("missing", ["model", "objective", "data"])
 def test_a_part_of_the_reference_is_missing(model, missing):
     parts = {"model": model, "objective": loss_of, "data": data()} | {missing: None}
@@ -191,6 +197,8 @@ def test_data_on_another_device(model):
         ({"resolution": 0.0}, r"^resolution must be a positive number"),
         ({"resolution": float("nan")}, r"^resolution must be a positive number"),
         ({"resolution": "fine"}, r"^resolution must be a positive number"),
+        ({"resolution": True}, r"^resolution must be a positive number, got True"),
+        ({"budget": True}, r"^budget must be between 0 and 1, got True"),
         ({"hvp": "exact", "data": None}, r"^hvp must be a registered name, got 'exact'"),
         ({"flow": "flux"}, r"^flow must be a registered name, got 'flux'"),
         ({"seed": "a"}, r"^seed must be a whole number, got 'a'"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pages import ROOT, Block, blocks, needs, run_page
@@ -124,6 +127,18 @@ def test_reading_the_numbers_explains_every_field_and_every_status():
     explained = set(re.findall(r"`([a-z_]+)`", text))
     assert set(FIELDS) - {"status_detail", "extras"} <= explained
     assert {status.value for status in Status} <= explained
+
+
+@pytest.mark.parametrize("family", ["", "solvers", "flows", "probes", "bounds", "inits", "loggers"])
+def test_the_api_page_has_all_that_is_exported(family):
+    module = importlib.import_module(f"torch_gfshadow.{family}".rstrip("."))
+    names = set(getattr(module, "__all__", ()))
+    for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):  # "X as X" says that X is public
+            names |= {alias.name for alias in node.names if alias.asname == alias.name}
+    assert len(names) > 4
+    known = set(re.findall(r"\w+", (DOCS / "api.md").read_text(encoding="utf-8")))
+    assert {name for name in names if not name.startswith("gfshadow_")} <= known
 
 
 def test_guarantees_name_tests_that_exist():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +22,14 @@ from torch_gfshadow.loggers import make_header
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.plugins import Plugins
 from torch_gfshadow.ranks import Ranks, is_distributed, rank_here, spoken_for
-from torch_gfshadow.request import check_kinds, expanded, innermost, named, resolved_mode
+from torch_gfshadow.request import (
+    check_kinds,
+    check_options,
+    expanded,
+    innermost,
+    named,
+    resolved_mode,
+)
 from torch_gfshadow.session import Session, Settings
 from torch_gfshadow.solvers import SolverConfig
 from torch_gfshadow.tracker import Tracker
@@ -130,27 +137,16 @@ def attach(
     )
     inner = innermost(optimizer)
     check_kinds(model, hvp, probes=probes, bounds=bounds, loggers=loggers)
-    if alerts is not None and not isinstance(alerts, Alerts):
-        fix = "Pass gfs.Alerts(discrepancy=0.1)."
-        raise TypeError(must("alerts", "an Alerts object", repr(alerts), fix))
+    check_options(alerts, distributed)
     registry = Plugins(plugins, disable_plugins, on_error=on_error)
     config = dict(
-        mode=mode,
-        every=every,
-        probe_every=probe_every,
-        window=window,
-        resync_every=resync_every,
-        budget=budget,
-        resolution=resolution,
+        **asdict(settings),
         flow=named(flow),
         solver=named(solver),
         hvp=hvp,
         probes=[named(p) for p in probes],
         bounds=[named(b) for b in bounds],
         loggers=[named(item) for item in loggers],
-        audit=audit,
-        seed=seed,
-        on_error=on_error,
         optimizer=type(inner).__name__,
     )
     if objective is None and model is not None and data is not None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch_gfshadow._linearise import BACKENDS
 from torch_gfshadow._purity import unwrap
 from torch_gfshadow._tree import Layout, is_sharded
+from torch_gfshadow.alerts import Alerts
 from torch_gfshadow.bounds import Convolution, Lemma2, Nonlinear
 from torch_gfshadow.errors import must, unknown_name
 from torch_gfshadow.flows import Flow
@@ -63,6 +64,16 @@ def check_kinds(model: Any, hvp: str, **lists: Any) -> None:
     for name, value in lists.items():
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise TypeError(must(name, "a list", repr(value), f"Write {name}=[...]."))
+
+
+def check_options(alerts: Any, distributed: Any) -> None:
+    """Refuse alerts that are none, and an answer to "together?" that is neither yes nor no."""
+    if alerts is not None and not isinstance(alerts, Alerts):
+        fix = "Pass gfs.Alerts(discrepancy=0.1)."
+        raise TypeError(must("alerts", "an Alerts object", repr(alerts), fix))
+    if distributed is not None and not isinstance(distributed, bool):
+        fix = "Leave it out: ranks measure together where a process group is initialised."
+        raise TypeError(must("distributed", "True, False or None", repr(distributed), fix))
 
 
 def resolved_mode(mode: str, model: Any, objective: Any, data: Any) -> str:

@@ -53,24 +53,18 @@ class Settings:
         if self.window is not None and self.window > self.every and self.budget is None:
             fix = "A window lives shorter than the time between two starts: pass every=, too."
             raise ValueError(must("window", f"at most every = {self.every}", self.window, fix))
-        if self.budget is not None and not (
-            isinstance(self.budget, (int, float)) and 0.0 < self.budget < 1.0
-        ):
+        if self.budget is not None and not (_is_number(self.budget) and 0.0 < self.budget < 1.0):
             fix = "0.05 asks for at most 5 % of the loop's own time."
             raise ValueError(must("budget", "between 0 and 1", repr(self.budget), fix))
         if self.resolution is not None and not (
-            isinstance(self.resolution, (int, float))
-            and math.isfinite(self.resolution)
-            and self.resolution > 0
+            _is_number(self.resolution) and 0.0 < self.resolution < math.inf
         ):
-            raise ValueError(
-                must(
-                    "resolution",
-                    "a positive number",
-                    repr(self.resolution),
-                    "0.1 asks for a solver error of 10 % of the discrepancy.",
-                )
-            )
+            fix = "0.1 asks for a solver error of 10 % of the discrepancy."
+            raise ValueError(must("resolution", "a positive number", repr(self.resolution), fix))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass

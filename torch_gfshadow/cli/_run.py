@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -23,9 +24,10 @@ from torch_gfshadow.experiments.fig1 import (
     run_fig1_ratios,
     run_shadow,
 )
-from torch_gfshadow.experiments.ratio_rows import RatioRow, read_rows
+from torch_gfshadow.experiments.ratio_rows import read_rows
 from torch_gfshadow.loggers import read_records
-from torch_gfshadow.record import Record
+
+_Row = TypeVar("_Row")
 
 
 def run(command: str, chosen: Choices, protocol: str) -> None:
@@ -96,11 +98,7 @@ def _run_shadow(
     interrupt: GentleInterrupt,
 ) -> None:
     with Display(console, f"{network}, shadow", chosen.settings.steps) as display:
-
-        def on_record(record: Record) -> None:
-            display.record(record)
-            interrupt.check()
-
+        on_record = _shown(display.record, interrupt)
         done = run_shadow(network, digits, chosen.settings, chosen.out / network, on_record)
     outcome.add_records(network, done.records, done.summary)
 
@@ -114,14 +112,20 @@ def _run_ratios(
     interrupt: GentleInterrupt,
 ) -> None:
     with Display(console, f"{network}, runs at η/r", chosen.settings.steps) as display:
-
-        def on_row(row: RatioRow) -> None:
-            display.row(row)
-            interrupt.check()
-
+        on_row = _shown(display.row, interrupt)
         done = run_fig1_ratios(network, digits, chosen.settings, chosen.out / network, on_row)
     cost = {"n_grad_evals": done.n_grad_evals, "extra": done.extra_per_step}
     outcome.add_rows(network, done.rows, **cost)
+
+
+def _shown(show: Callable[[_Row], None], interrupt: GentleInterrupt) -> Callable[[_Row], None]:
+    """Return what shows a row as it comes, and then lets Ctrl-C in."""
+
+    def on_row(row: _Row) -> None:
+        show(row)
+        interrupt.check()
+
+    return on_row
 
 
 def _say_where(console: Console, out: Path) -> None:

@@ -85,8 +85,8 @@ def _draw_lambda_max(axes: Axes, records: Sequence[Record]) -> None:
     else:
         return
     axes.text(
-        0.98,
-        0.05,
+        1.0,
+        1.02,  # above the panel: the values may lie anywhere in it
         label,
         transform=axes.transAxes,
         ha="right",
