@@ -119,7 +119,11 @@ def test_a_module_gets_small_weights_zero_biases_and_keeps_its_other_layers():
 
 
 def test_a_layer_without_bias_is_fine():
-    ScaledInit(scaled_xavier_uniform_)(nn.Linear(2, 2, bias=False))
+    layer = nn.Linear(2, 2, bias=False)
+    before = layer.weight.detach().clone()
+    ScaledInit(scaled_xavier_uniform_)(layer)
+    assert not torch.equal(layer.weight, before)
+    assert 0 < layer.weight.abs().max() <= 0.1 * (6 / 4) ** 0.5
 
 
 def test_a_module_without_such_a_layer_is_refused():

@@ -109,7 +109,9 @@ def test_an_entry_point_may_name_an_object_inside_a_module(install):
 
 def test_a_plugin_that_is_installed_and_passed_is_one_plugin(install):
     install("gfshadow-demo", "1", {"demo": "demo_plugin"}, good("demo"))
-    Plugins([importlib.import_module("demo_plugin")])
+    plugins = Plugins([importlib.import_module("demo_plugin")])
+    assert plugins.names("loggers").count("demo") == 1
+    assert plugins.load_errors == []
 
 
 BROKEN = {"broken_plugin": "raise OSError('no such device')"}

@@ -316,9 +316,12 @@ def test_a_hook_of_a_newer_version_can_be_marked_optional():
         def gfshadow_tomorrow(self): ...
 
         @hookimpl
-        def gfshadow_attach(self): ...
+        def gfshadow_attach(self):
+            heard.append("attach")
 
-    Plugins([Ahead()])
+    heard = []
+    Plugins([Ahead()]).notify("gfshadow_attach", session=None)
+    assert heard == ["attach"]
 
 
 def test_two_instances_of_one_class_are_two_plugins():
