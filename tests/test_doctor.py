@@ -53,7 +53,7 @@ def test_every_model_of_the_zoo_is_right_or_refused(name):
     diagnosis = diagnose(factory_of(ZOO[name]), steps=4)
     assert diagnosis.healthy, diagnosis.findings
     assert diagnosis["gradient"].level == "ok"
-    assert diagnosis["Hessian product"].level == "ok"
+    assert diagnosis["Hessian product"].level == ("note" if "spectral" in name else "ok")
     assert diagnosis["training untouched"].level == "ok"
 
 

@@ -149,8 +149,124 @@ class Sparse(nn.Module):
         self.head = nn.Linear(4, OUT)
 
     def forward(self, x):
-        words = (x.detach().abs() * 3).long().clamp(max=6)
-        return self.head(torch.tanh(self.table(words)).mean(1))
+        return self.head(torch.tanh(self.table(words_of(x))).mean(1))
+
+
+def words_of(x):
+    """Return indices of a table of 7 rows, some of them 0."""
+    return (x.detach().abs() * 3).long().clamp(max=6)
+
+
+class Padded(nn.Module):
+    """A table whose row 0 is looked up but gets no gradient."""
+
+    def __init__(self, tied=False):
+        super().__init__()
+        self.table = nn.Embedding(7, 4, padding_idx=0)
+        with torch.no_grad():
+            self.table.weight.normal_()  # a padding row of zeros would hide what it does
+        self.mix = nn.Linear(4, 4)
+        self.head = nn.Linear(4, OUT)
+        self.tied = tied
+
+    def forward(self, x):
+        h = torch.tanh(self.mix(self.table(words_of(x)))).mean(1)
+        return self.head(
+            torch.tanh(h @ self.table.weight.T) @ self.table.weight if self.tied else h
+        )
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(1, 3, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(6, OUT)
+
+    def forward(self, x):
+        lengths = torch.arange(len(x)) % IN + 1
+        pack, unpack = nn.utils.rnn.pack_padded_sequence, nn.utils.rnn.pad_packed_sequence
+        packed = pack(x.unsqueeze(-1), lengths, batch_first=True, enforce_sorted=False)
+        return self.head(unpack(self.gru(packed)[0], batch_first=True)[0].sum(1))
+
+
+class Once(torch.autograd.Function):
+    """A backward pass that cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].cos()
+
+
+class WithContext(torch.autograd.Function):
+    """The new style of autograd.Function, with a derivative of the backward pass by hand."""
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].cos()
+
+
+class Between(nn.Module):
+    """Any function between two linear layers."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.head = nn.Linear(IN, 4), nn.Linear(4, OUT)
+        self.function = function
+
+    def forward(self, x):
+        return self.head(self.function(self.first(x)))
+
+
+class Scattered(nn.Module):
+    """Message passing on a fixed graph over the samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(IN, 4), nn.Linear(4, OUT)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        i = torch.arange(len(h))
+        to = (i * 5 + 1) % len(h)
+        summed = torch.zeros_like(h).index_add(0, to, h)
+        there = torch.zeros_like(h).scatter(0, to[:, None].expand(-1, 4), h)
+        return self.head(summed * there + h)
+
+
+def solved(h):
+    """Run a few routines of torch.linalg on matrices made of ``h``."""
+    a = h.unsqueeze(-1) * h.unsqueeze(-2) + torch.eye(4, dtype=h.dtype)
+    low = torch.linalg.cholesky(a)
+    return torch.linalg.solve(a, h) + low.sum(-1) + torch.linalg.matrix_exp(-a).sum(-1)
+
+
+def filtered(h):
+    return torch.fft.irfft(torch.fft.rfft(h.tanh(), dim=-1).cumsum(-1), n=4)
+
+
+class Instance(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 3, 3)
+        self.norm = nn.InstanceNorm1d(3, affine=True, track_running_stats=True)
+        self.head = nn.Linear(9, OUT)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.norm(self.conv(x.unsqueeze(1)))).flatten(1))
 
 
 class Convolutional(nn.Module):
@@ -219,7 +335,53 @@ ZOO = OrderedDict(
     sparse=Sparse,
     convolutional=Convolutional,
     legacy_function=Legacy,
+    padded=Padded,
+    packed=Packed,
+    once_differentiable=lambda: Between(Once.apply),
+    setup_context=lambda: Between(WithContext.apply),
+    gumbel=lambda: Between(nn.functional.gumbel_softmax),
+    rrelu=lambda: Between(nn.RReLU()),
+    scattered=Scattered,
+    linalg=lambda: Between(solved),
+    fft=lambda: Between(filtered),
+    instancenorm=Instance,
+    batchnorm_cumulative=lambda: Between(nn.BatchNorm1d(4, momentum=None)),
 )
+
+
+def straight_through(h):
+    return h + (h.sign() - h).detach()
+
+
+class Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return -g
+
+
+class Distilled(nn.Module):
+    """Self-distillation with a stopped gradient, as SimSiam's."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(IN, OUT), nn.Linear(OUT, OUT)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        return self.head(h) - torch.tanh(self.first(1.5 * x)).detach()
+
+
+NOT_A_GRADIENT = OrderedDict(
+    straight_through=lambda: Between(lambda h: torch.tanh(straight_through(h) + h)),
+    reversed=lambda: Between(lambda h: torch.tanh(h) + Reverse.apply(h).sin()),
+    stopped=Distilled,
+    padded_tied=lambda: Padded(tied=True),
+)
+"""Models whose backward pass computes a field that is not the gradient of any function."""
 
 
 def make(name, dtype=torch.float64, n=N):

@@ -81,7 +81,7 @@ def estimated(target: Objective, horizon: float, eps: float, samples: int) -> li
                 raise GFShadowError(f"The flow could not be followed beyond t = {time:.3g}.")
             theta = flow.state(time) if time else start_of(target)
             product = curvature.at(theta, "bounds")
-            ends = extreme_eigenpairs(product, target.layout.dim, dtype=theta.dtype,
+            ends = extreme_eigenpairs(product.eigen, target.layout.dim, dtype=theta.dtype,
                                       device=theta.device, tol=0.01)  # fmt: skip
             m.append(ends.residual_min - ends.lambda_min)
             top = max(abs(ends.lambda_min), abs(ends.lambda_max))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torch_gfshadow._batch import head
 from torch_gfshadow._sandbox import Sandbox
+from torch_gfshadow._symmetry import padding_rows, without
 
 # Truncation h²·f⁗ and rounding ε/h balance near h ~ ε^(1/3)·‖θ‖ (Nocedal & Wright 2006, §8.1).
 # The shorter steps are for kinks: an activation that switches inside [θ−hv, θ+hv] adds its
@@ -64,10 +65,14 @@ class Step:
     relative: float
 
     def product(
-        self, gradient: Callable[[Tensor], Tensor], theta: Tensor, vector: Tensor
+        self,
+        gradient: Callable[[Tensor], Tensor],
+        theta: Tensor,
+        vector: Tensor,
+        scale: float = 1.0,
     ) -> Tensor:
         """Return the central difference quotient along ``vector``."""
-        return central_difference(gradient, theta, vector, self.relative * _size(theta))
+        return central_difference(gradient, theta, vector, scale * self.relative * _size(theta))
 
 
 def choose_step(sandbox: Sandbox, theta: Tensor, batch: Any) -> tuple[Step, int]:
@@ -142,6 +147,8 @@ class Referee:
         dtype: The precision it judges in; None for the model's own.
         theta: The point, in that precision.
         directions: Unit vectors in that precision.
+        still: Rows of the flat vector whose gradient the model's backward pass leaves out. The
+            flow never moves them, so they take no part in the Hessian of what it moves.
         tolerance: Largest relative error that is still agreement.
     """
 
@@ -163,6 +170,8 @@ class Referee:
                 self.theta
             )
             self.directions.append(vector / vector.norm())
+        self.still = self._resting()
+        self.directions = [without(vector, self.still) for vector in self.directions]
         self._known: dict[tuple[int, int], Tensor] = {}
 
     def disagreement(self, products: list[Tensor]) -> float:
@@ -186,11 +195,21 @@ class Referee:
     def _difference(self, direction: int, j: int) -> Tensor:
         if (direction, j) not in self._known:
             vector, length = self.directions[direction], self._lengths[j]
-            quotient = central_difference(self._gradient, self.theta, vector, length)
+            quotient = central_difference(self.gradient, self.theta, vector, length)
             self._known[direction, j] = quotient
         return self._known[direction, j]
 
-    def _gradient(self, theta: Tensor) -> Tensor:
+    def _resting(self) -> list[tuple[int, int]]:
+        """Return the padding rows that get no gradient by another use either."""
+        rows = padding_rows(self._sandbox.model, self._sandbox.layout)
+        if not rows:
+            return []
+        aside = 0.01 * _size(self.theta) * self.directions[0]
+        gradient = self.gradient(self.theta + aside)
+        return [(start, end) for start, end in rows if not bool(gradient[start:end].any())]
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """Return the gradient of the samples judged on, in the precision of the judgement."""
         return self._sandbox.gradient(theta, [(self.batch, 1.0)], self.dtype)[1]
 
     def _setting(self, theta: Tensor, batch: Any) -> tuple[Any, torch.dtype | None, Tensor]:

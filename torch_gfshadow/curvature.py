@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torch_gfshadow._differences import Referee, Step, choose_step
 from torch_gfshadow._linearise import BACKENDS, LINEARISE
+from torch_gfshadow._symmetry import asymmetry, without
 from torch_gfshadow.errors import CurvatureError, must, unknown_name
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.products import DifferenceProduct, HessianProduct, LinearProduct
@@ -52,6 +53,8 @@ class Curvature:
         self._wanted = BACKENDS if backend == "auto" else (backend,)
         self._accepted: dict[tuple[bool, ...], str] = {}
         self._steps: dict[tuple[bool, ...], Step] = {}
+        self._still: dict[tuple[bool, ...], list[tuple[int, int]]] = {}
+        self._asymmetry: dict[tuple[bool, ...], float] = {}
 
     def at(self, theta: Tensor, purpose: str = "probes") -> HessianProduct:
         """Linearise the gradient at ``theta``; the result serves any number of products.
@@ -69,16 +72,24 @@ class Curvature:
         theta = theta.detach().clone()
         mode = tuple(module.training for module in self.objective.sandbox.model.modules())
         if mode not in self._accepted:
-            self._accepted[mode] = self._choose(theta)
+            self._accepted[mode] = self._choose(theta, mode)
         self.backend = self._accepted[mode]
+        product: HessianProduct
         if self.backend != "difference":
             keep = self.objective.n_chunks <= self.max_graphs
-            return LinearProduct(self.objective, theta, purpose, LINEARISE[self.backend], keep=keep)
+            by = LINEARISE[self.backend]
+            product = LinearProduct(self.objective, theta, purpose, by, keep=keep)
+        else:
+            product = DifferenceProduct(self.objective, theta, purpose, self._step(theta, mode))
+        product.still, product.asymmetry = self._still.get(mode, ()), self._asymmetry.get(mode, 0.0)
+        return product
+
+    def _step(self, theta: Tensor, mode: tuple[bool, ...]) -> Step:
         if mode not in self._steps:
             batch = next(self.objective.chunks())[0]
             self._steps[mode], n_grads = choose_step(self.objective.sandbox, theta, batch)
             self.objective.ledger.grads["setup"] += n_grads
-        return DifferenceProduct(self.objective, theta, purpose, self._steps[mode])
+        return self._steps[mode]
 
     def state_dict(self) -> dict[str, Any]:
         """Return which backends were accepted, so that a resumed run need not judge again."""
@@ -87,6 +98,8 @@ class Curvature:
             "rejected": dict(self.rejected),
             "accepted": dict(self._accepted),
             "steps": {mode: (s.dtype, s.relative) for mode, s in self._steps.items()},
+            "still": dict(self._still),
+            "asymmetry": dict(self._asymmetry),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -94,14 +107,41 @@ class Curvature:
         self.backend, self.rejected = saved["backend"], dict(saved["rejected"])
         self._accepted = dict(saved["accepted"])
         self._steps = {mode: Step(*step) for mode, step in saved["steps"].items()}
+        self._still = dict(saved.get("still", {}))
+        self._asymmetry = dict(saved.get("asymmetry", {}))
 
-    def _choose(self, theta: Tensor) -> str:
+    def _choose(self, theta: Tensor, mode: tuple[bool, ...]) -> str:
         self.rejected = {}
-        if self._wanted == ("difference",):
-            return "difference"
-        self.objective.ledger.grads["setup"] += 1  # the samples judged on are fewer than one pass
-        self.objective.ledger.hvps["setup"] += 1
-        referee = Referee(self.objective.sandbox, theta, next(self.objective.chunks())[0])
+        ledger = self.objective.ledger
+        ledger.grads["setup"] += 1  # the samples judged on are fewer than one pass
+        ledger.hvps["setup"] += 1
+        batch = next(self.objective.chunks())[0]
+        referee = Referee(self.objective.sandbox, theta, batch)
+        self._still[mode] = referee.still
+        chosen, apart = self._first_right(referee), 0.0
+        if chosen == "difference":
+            apart, n_grads = self._apart(referee, self._step(theta, mode))
+            ledger.grads["setup"] += n_grads if referee.batch is batch else 1
+        # the same answer on every rank: the probes are collective
+        self._asymmetry[mode] = self.objective.mean(apart)
+        return chosen
+
+    def _apart(self, referee: Referee, step: Step) -> tuple[float, int]:
+        """Return how far the gradient is from that of a function, and the gradients that took."""
+        dtype = step.dtype or self.objective.layout.dtype
+        theta = referee.theta.to(dtype)
+
+        def gradient(point: Tensor) -> Tensor:
+            return self.objective.sandbox.gradient(point, [(referee.batch, 1.0)], step.dtype)[1]
+
+        def product(vector: Tensor, scale: float) -> Tensor:
+            return without(step.product(gradient, theta, vector, scale), referee.still)
+
+        apart, n_products = asymmetry(product, [d.to(dtype) for d in referee.directions])
+        return apart, 2 * n_products
+
+    def _first_right(self, referee: Referee) -> str:
+        """Return the first backend that agrees with the referee."""
         for name in self._wanted:
             if name == "difference":
                 return name
@@ -135,6 +175,7 @@ class Curvature:
                 )
                 for direction in referee.directions
             ]
+            products = [without(product, referee.still) for product in products]
             if dtype is not None:
                 # Right in float64; it must also run in the model's own precision.
                 params = sandbox.params_at(referee.theta)

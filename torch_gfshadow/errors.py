@@ -26,6 +26,10 @@ class CurvatureError(GFShadowError):
     """No Hessian-product backend is right for this model."""
 
 
+class NotAGradientError(CurvatureError):
+    """The gradient that training uses is not that of a function, so there is no Hessian."""
+
+
 class AssumptionError(GFShadowError, ValueError):
     """A hypothesis of a theorem is violated; the message names it and gives the number."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch_gfshadow.alerts import Alerts
 from torch_gfshadow.bounds import Bound
 from torch_gfshadow.curvature import Curvature
+from torch_gfshadow.errors import NotAGradientError
 from torch_gfshadow.flows import Flow
 from torch_gfshadow.loggers import Logger
 from torch_gfshadow.objective import Objective
@@ -49,8 +50,10 @@ class Parts:
         try:
             return function(*args)
         except Exception as error:
-            # the other ranks are in the middle of this part: going on alone would mix up averages
-            if self.settings.on_error == "raise" or self.ranks is not None:
+            # What the model is, and the same on every rank; of other errors the other ranks know
+            # nothing: they are in the middle of this part, and averages would be mixed up.
+            refused = isinstance(error, NotAGradientError)
+            if not refused and (self.settings.on_error == "raise" or self.ranks is not None):
                 raise
             origin = self.plugins.origin(getattr(function, "__self__", None))
             self.note(error, f"{who}{origin}", "it is skipped")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from torch_gfshadow._linearise import LINEARISE
+from torch_gfshadow._symmetry import without
 from torch_gfshadow.curvature import Curvature
 from torch_gfshadow.doctor.findings import Finding
 from torch_gfshadow.doctor.really import Really
@@ -24,6 +26,19 @@ _KEEPS = (
     "The model does not depend on its parameters alone: look for tensors it keeps outside "
     "parameters and buffers, caches, and state that a forward pass leaves on its data."
 )
+_RESET = (
+    "If each batch is to start anew, reset it at the beginning of the objective and of the loop's "
+    "own forward pass; otherwise the audit says how much of the gradient it is."
+)
+_NOT_A_GRADIENT = (
+    " The gradient is not that of a function: its Jacobian is not symmetric, so it is no Hessian. "
+    "Eigenvalues are those of its symmetric part where little is missing, and refused elsewhere."
+)
+_NO_EIGENVALUES = (
+    "Look for detach(), straight-through estimators, reversed gradients, spectral normalisation, "
+    "nn.Embedding(max_norm=…), tied padding rows. The shadow follows such a gradient as it is; "
+    "probes=() does without the eigenvalues."
+)
 
 
 def check_derivatives(
@@ -38,7 +53,8 @@ def check_derivatives(
         seed: Of the point and the direction.
 
     Returns:
-        One finding for the gradient, one for the Hessian product.
+        One finding for the gradient, one for the Hessian product, one for what the model carries
+        from one forward pass into the next, if it does.
     """
     generator = torch.Generator().manual_seed(seed)
     theta = objective.layout.current()
@@ -47,10 +63,18 @@ def check_derivatives(
     direction = torch.randn(theta.shape, generator=generator, dtype=torch.float64).to(theta)
     direction = direction / direction.norm()
     referee = Really(make(), objective)
-    return [
+    findings = [
         _gradient(objective, referee, theta),
         _product(objective, curvature, make, theta, direction),
     ]
+    carried = referee.carried()
+    if carried:
+        found = (
+            f"A forward pass leaves {', '.join(carried[:3])} for the next, which changes its loss. "
+            "The run goes on with it; the flow's loss holds it as it is at each evaluation."
+        )
+        findings.append(Finding("state", "note", found, _RESET))
+    return findings
 
 
 def _gradient(objective: Objective, referee: Really, theta: Tensor) -> Finding:
@@ -72,7 +96,9 @@ def _product(
 ) -> Finding:
     check = "Hessian product"
     try:
-        ours = curvature.at(theta)(direction)
+        product = curvature.at(theta)
+        direction = without(direction, product.still)  # as the flow leaves them
+        ours = product(direction)
     except CurvatureError as refusal:
         return Finding(check, "wrong", str(refusal))
     reference, doubt, precision = _referees_product(objective, make, theta, direction)
@@ -82,13 +108,33 @@ def _product(
     for name, why in curvature.rejected.items():
         found += f" Not {name!r}: {why}."
     if error <= _PRODUCT.get(theta.dtype, _HALF):
+        if not product.symmetric:
+            return Finding(check, "note", found + _NOT_A_GRADIENT, _NO_EIGENVALUES)
         return Finding(check, "ok", found)
+    if precision == "float64" and theta.dtype != torch.float64 and curvature.backend in LINEARISE:
+        wide = _in_float64(objective, curvature.backend, theta, direction)
+        exact = _relative(without(wide, product.still), reference)
+        if exact <= max(_PRODUCT[torch.float64], _REFEREES_OWN * doubt) and error <= _HALF:
+            return Finding(check, "ok", f"{found} All of it rounding: {exact:.1e} in float64.")
     if error <= _REFEREES_OWN * doubt:
         fix = "Kinks or rounding limit the differences here; the library's own check passed."
         return Finding(check, "unknown", found, fix)
     fix = 'Attach with hvp="difference", and please report this model.'
     fix = _KEEPS if curvature.backend == "difference" else fix
     return Finding(check, "wrong", found, fix)
+
+
+def _in_float64(objective: Objective, backend: str, theta: Tensor, direction: Tensor) -> Tensor:
+    """Return the product by ``backend`` of the model cast to float64."""
+    sandbox, wide = objective.sandbox, torch.float64
+    total = torch.zeros(theta.shape, dtype=wide, device=theta.device)
+    with objective.guard():
+        params = sandbox.params_at(theta.double(), wide)
+        along = sandbox.params_at(direction.double(), wide)
+        for batch, weight in objective.chunks():
+            parts = LINEARISE[backend](sandbox, params, batch, wide).product(along)
+            total.add_(objective.layout.flatten(parts, wide), alpha=weight)
+    return total
 
 
 def _referees_product(

@@ -15,7 +15,7 @@ from torch_gfshadow.doctor.findings import Diagnosis, Finding
 from torch_gfshadow.doctor.remarks import remarks
 from torch_gfshadow.doctor.runs import differing, step_of, trained
 from torch_gfshadow.doctor.setup import Factory, Setup, made
-from torch_gfshadow.errors import GFShadowError, must
+from torch_gfshadow.errors import GFShadowError, NotAGradientError, must
 from torch_gfshadow.handle import Shadow
 from torch_gfshadow.layouts import layout_of
 from torch_gfshadow.ledger import Ledger
@@ -95,7 +95,7 @@ def _examined(factory: Factory, steps: int, seed: int) -> Diagnosis:
         return Diagnosis([*findings, Finding("attach", "wrong", str(error))])
     findings += [untouched, _followed(shadow), _audited(shadow, setup)]
     cost: dict[str, Any] = {}
-    if shadow.errors == []:
+    if not _failures(shadow):
         cost = estimate(objective, curvature, shadow, step_of(made(factory, seed)))
     return Diagnosis(findings, cost)
 
@@ -139,8 +139,7 @@ def _untouched(factory: Factory, seed: int, steps: int) -> tuple[Finding, Shadow
 
 def _followed(shadow: Shadow) -> Finding:
     last = shadow.records[-1]
-    if shadow.errors:
-        error = shadow.errors[0]
+    for error in _failures(shadow):
         return Finding("flow", "wrong", f"{type(error).__name__}: {error}")
     if last.mode == "passive":
         fix = "Only the run's own gradients are read. " + (
@@ -157,6 +156,11 @@ def _followed(shadow: Shadow) -> Finding:
     return Finding(
         "flow", "note" if unresolved else "ok", found, last.status.sentence if unresolved else ""
     )
+
+
+def _failures(shadow: Shadow) -> list[BaseException]:
+    """Return what went wrong; that a gradient has no Hessian is found before."""
+    return [error for error in shadow.errors if not isinstance(error, NotAGradientError)]
 
 
 def _audited(shadow: Shadow, setup: Setup) -> Finding:

@@ -61,6 +61,21 @@ def remarks(model: nn.Module, n_chunks: int) -> list[Finding]:
                 "Call model.eval() inside the objective for the flow without dropout.",
             )
         )
+    tables = [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+    if any(isinstance(m, nn.Embedding) and m.padding_idx is not None for m in tables):
+        found = (
+            "Embeddings with padding_idx: the lookup gives their padding rows no gradient, so the "
+            "flow leaves them where they are and the Hessian is that of everything else."
+        )
+        findings.append(Finding("padding", "note", found))
+    if any(m.max_norm is not None for m in tables):
+        found = (
+            "Embeddings with max_norm: a forward pass shortens their rows in place. That is "
+            "projected gradient descent, whose limit is no gradient flow: the shadow starts anew "
+            "whenever a row was shortened (status external_edit)."
+        )
+        fix = "Without max_norm, scale the rows looked up inside the model, where it is seen."
+        findings.append(Finding("max_norm", "note", found, fix))
     halves = sorted({str(p.dtype)[6:] for p in model.parameters() if p.dtype in _HALVES})
     if halves:
         findings.append(

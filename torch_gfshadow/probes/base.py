@@ -17,6 +17,8 @@ from torch_gfshadow.products import HessianProduct
 
 REFRESH = 32
 """Warm starts after which a search begins with a random vector again."""
+_WITHOUT_END = 40
+"""Products for a Jacobian that is nearly symmetric: residuals keep what is not, at any price."""
 
 
 class Point:
@@ -104,7 +106,8 @@ class Point:
             max_products: Largest number of Hessian products for it.
 
         Raises:
-            CurvatureError: If the products are not finite, or no backend is right.
+            CurvatureError: If the products are not finite, no backend is right, or the gradient
+                is not that of a function.
         """
         if self._failure is not None:
             raise self._failure
@@ -118,21 +121,25 @@ class Point:
             start = replace(known, recycled=known.recycled.still())
         layout = self.objective.layout
         try:
+            most = max_products if self.hessian.symmetric else min(max_products, _WITHOUT_END)
             found = extreme_eigenpairs(
-                self.hessian,
+                self.hessian.eigen,
                 layout.dim,
                 dtype=torch.promote_types(layout.dtype, torch.float32),
                 device=layout.device,
                 start=() if start is None else start,
                 tol=tol,
-                max_products=max_products,
+                max_products=most,
                 seed=self._seed + self.step,  # each random start a new chance
                 fresh=known is None and start is not None and start.age >= REFRESH,
             )
         except CurvatureError as failure:
             self._failure = failure
             raise
-        if known is not None and known.failure_probability is not None:
+        if not self.hessian.symmetric:
+            below = found.lambda_min - found.residual_min
+            found = replace(found, lower_bound=below, failure_probability=None)
+        elif known is not None and known.failure_probability is not None:
             # The random start vouched for this very Hessian, and Ritz values only improve.
             found = replace(
                 found,

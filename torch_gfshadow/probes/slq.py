@@ -52,7 +52,8 @@ class SLQ:
         """Return ``nodes`` (ascending), ``weights`` (sum 1), ``mean`` and ``second_moment``.
 
         Raises:
-            CurvatureError: If a Hessian product is not finite.
+            CurvatureError: If a Hessian product is not finite, or the gradient not that of a
+                function.
         """
         layout = point.objective.layout
         dtype = torch.promote_types(layout.dtype, torch.float32)
@@ -62,7 +63,7 @@ class SLQ:
             vector = torch.randn(layout.dim, generator=generator, dtype=torch.float64, device="cpu")
             start = (vector / vector.norm()).to(layout.device).to(dtype)
             nodes, weights = gauss_quadrature(
-                lambda v: point.hessian(v).to(dtype), start, self.steps
+                lambda v: point.hessian.eigen(v).to(dtype), start, self.steps
             )
             pairs += zip(nodes.tolist(), (weights / self.vectors).tolist(), strict=True)
         pairs.sort()
