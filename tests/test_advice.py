@@ -59,6 +59,15 @@ def test_what_is_no_deep_linear_network_has_no_certificate_and_says_why():
     limit = quadratic_advice()[0]["tube"]
     assert (limit.kind, limit.step_size) == ("certified", None)
     assert limit.status.startswith("not covered: ")
+    assert limit.status.lower().count("not covered") == 1
+
+
+@pytest.mark.parametrize("activation", [None, nn.ReLU()])
+def test_an_estimate_across_kinks_says_that_the_theorem_does_not_hold_there(activation):
+    model, objective, data = regression(activation)
+    advice = gfs.step_size_advice(model, objective, data, horizon=0.5, eps=0.05, max_steps=50)
+    for name in ("theorem3", "theorem3, half step", "corollary1"):
+        assert ("kinks" in advice[name].status) == (activation is not None)
 
 
 def regression(activation=None, mean=False):

@@ -232,6 +232,16 @@ def test_two_gradients_of_different_layouts_are_not_compared():
     assert defects == [True, True, False, False, True, False]
 
 
+@pytest.fixture(scope="module")
+def young_heap():
+    """Leave all that is older than the tests out of the collector's sight: a million objects."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("young_heap")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("solver", ["auto", "low"])
 def test_what_belonged_to_the_old_layout_is_freed(mode, solver):
@@ -286,28 +296,32 @@ def test_killed_and_resumed_around_a_change_the_records_are_the_same(mode, chang
     probes = () if mode == "passive" else ("lambda_min", "lambda_max")
     options = {"probes": probes}
 
-    def run(at, after_change=False):
-        model = frozen()
-        optimizer = make(list(model.parameters()))
-        shadow = attach(mode, optimizer, model, **options)
-        for k in range(9):
-            if k == at and not after_change:
-                model, optimizer, shadow = reborn(model, optimizer, shadow)
-            if k == 4:
+    def go_on(model, optimizer, shadow, begin, *, changed=False, files=None):
+        for k in range(begin, 9):
+            if files is not None and k in (4, 6):
+                files.append((saved(model, optimizer, shadow), k, k > 4))
+            if k == 4 and not changed:
                 change(model, optimizer)
-            if k == at and after_change:
-                model, optimizer, shadow = reborn(model, optimizer, shadow)
+                if files is not None:
+                    files.append((saved(model, optimizer, shadow), k, True))
             loop(optimizer, model, shadow, 1)
         return records(shadow)
 
-    def reborn(model, optimizer, shadow):
-        states = model.state_dict(), optimizer.state_dict(), shadow.state_dict()
-        flags = [p.requires_grad for p in model.parameters()]
+    def begun():
+        model = frozen()
+        optimizer = make(list(model.parameters()))
+        return model, optimizer, attach(mode, optimizer, model, **options)
+
+    def saved(model, optimizer, shadow):
         file = io.BytesIO()
-        torch.save(states, file)
+        flags = [p.requires_grad for p in model.parameters()]
+        torch.save((model.state_dict(), optimizer.state_dict(), shadow.state_dict(), flags), file)
+        return file
+
+    def reborn(file):
         seed(77)
         file.seek(0)
-        states = torch.load(file, weights_only=True)
+        *states, flags = torch.load(file, weights_only=True)
         model = Net()
         model.load_state_dict(states[0])
         for p, flag in zip(model.parameters(), flags, strict=True):
@@ -318,11 +332,13 @@ def test_killed_and_resumed_around_a_change_the_records_are_the_same(mode, chang
         shadow.load_state_dict(states[2])
         return model, optimizer, shadow
 
-    whole = run(at=-1)
+    whole = go_on(*begun(), 0)
     assert whole[5]["status"] == "new_layout"
-    for at in (4, 6):
-        assert run(at) == whole
-    assert run(4, after_change=True) == whole
+    files = []
+    assert go_on(*begun(), 0, files=files) == whole  # saving changes nothing
+    assert [(k, changed) for _, k, changed in files] == [(4, False), (4, True), (6, True)]
+    for file, k, changed in files:
+        assert go_on(*reborn(file), k, changed=changed) == whole
 
 
 def test_a_state_of_other_parameters_is_refused_and_says_what_to_do():

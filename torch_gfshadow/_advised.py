@@ -94,6 +94,8 @@ def estimated(target: Objective, horizon: float, eps: float, samples: int) -> li
         return [Limit(name, "estimated", None, None, words) for name in names]
     rates = [max(pair) for pair in pairwise(m)]
     rest = f"curvature and gradients at {samples} points of the flow, not on the balls around it"
+    if target.kinked:
+        rest += "; f has kinks, across which the theorem does not hold"
     options: dict[str, Any] = {"constants_are": "sampled"}
     loss = target.initial[0]
     found = [

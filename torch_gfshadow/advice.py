@@ -122,7 +122,7 @@ def _deep_linear(target: Objective) -> tuple[Problem | None, str]:
     """Return the problem the objective is, and of what loss, or why it is none."""
     seen = recognise(target, start_of(target))
     if isinstance(seen, NotCovered):
-        return None, seen.reason
+        return None, seen.reason.removeprefix("Not covered: ").rstrip(".")
     matrices = seen.matrices()
     if matrices is None or len(matrices) < 2:
         return None, "a certificate needs a deep linear network"
