@@ -107,14 +107,20 @@ def test_an_untouched_model_is_not_edited(model):
     assert not seen.edited()
 
 
-@pytest.mark.parametrize("depth", [1, 4, 11])
-@pytest.mark.parametrize("which", [0, -1])
-def test_an_edit_of_the_first_or_last_parameter_is_seen_without_a_version(depth, which):
-    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(depth)])
+@pytest.mark.parametrize("depth", [1, 4, 11, 40])
+def test_an_edit_of_any_one_parameter_is_seen_without_a_version(depth):
+    model = nn.Sequential(*[nn.Linear(9, 9) for _ in range(depth)])
     _, seen = watched(model)
-    seen.mark()
-    list(model.parameters())[which].data.add_(1.0)
-    assert seen.edited()
+    for param in model.parameters():
+        seen.mark()
+        assert not seen.edited()
+        param.data.add_(1.0)
+        assert seen.edited()
+        seen.mark()
+        param.data = param.data.clone()
+        assert not seen.edited()
+        param.data = param.data + 1.0
+        assert seen.edited()
 
 
 def test_a_run_that_diverged_is_not_an_edit(model):
