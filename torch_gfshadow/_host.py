@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from torch_gfshadow._moment import Place, is_state, keeps_statistics, untouched
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import ObjectiveError, must
 
@@ -27,6 +28,7 @@ class Host:
 
     Attributes:
         copies: Whether to lend copies, because a forward pass writes into parameters.
+        moves: Where the first forward pass left something for the next; None before that.
 
     Everything the model holds by reference is swapped at the modules themselves, so submodule
     calls, ``model.parameters()`` and closures over the model see it too; tied parameters get
@@ -40,6 +42,7 @@ class Host:
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self.model = model
         self.copies = False
+        self.moves: list[Place] | None = None
         self._names = {
             id(param): name for name, param in zip(layout.names, layout.params, strict=True)
         }
@@ -99,10 +102,36 @@ class Host:
                         "Attach again after replacing parameters or registering parametrizations.",
                     )
                 )
+            given_attributes = [dict(m.__dict__) for m in modules] if self.moves is None else []
             yield self.model
+            if self.moves is None and dtype is None:
+                self.moves = self._moved(modules, saved, given_attributes)
         finally:
             for store, content in saved:
                 _put_back(store, content)
+
+    def _moved(
+        self, modules: list[nn.Module], saved: list[Any], given: list[dict[str, Any]]
+    ) -> list[Place]:
+        """Return where the block that ends has left something; what was trained is not asked."""
+        moved: list[Place] = []
+        for i, module in enumerate(modules):
+            attributes, params, buffers = (content for _, content in saved[3 * i : 3 * i + 3])
+            now = module.__dict__
+            for key, value in now.items():
+                if key in _OF_EVERY_MODULE or not is_state(value):
+                    continue
+                was = attributes.get(key)
+                if given[i].get(key, _MISSING) is not value or not untouched(value, was):
+                    moved.append((module, "__dict__", key))
+            for key, param in params.items():
+                frozen = param is not None and id(param) not in self._names
+                if self.copies and frozen and not untouched(module._parameters.get(key), param):
+                    moved.append((module, "_parameters", key))
+            if not keeps_statistics(module):
+                names = [k for k, v in buffers.items() if not untouched(module._buffers.get(k), v)]
+                moved += [(module, "_buffers", key) for key in names]
+        return moved
 
 
 def _is_kept(value: Any) -> bool:

@@ -16,6 +16,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch_gfshadow._batch import map_tensors
 from torch_gfshadow._host import Host
 from torch_gfshadow._kinks import Averaging, Glance, Noting
+from torch_gfshadow._moment import Moment, Place
 from torch_gfshadow._plain import load_attributes, to_plain
 from torch_gfshadow._purity import is_compiled, isolated, unwrap
 from torch_gfshadow._streams import Streams, torch_streams
@@ -25,10 +26,10 @@ from torch_gfshadow.errors import ObjectiveError, must
 
 
 class Replay(NamedTuple):
-    """A batch with the random state that its own forward pass in the loop began with."""
+    """A batch with what its own forward pass in the loop began with."""
 
     batch: Any
-    random_state: Any
+    moment: Moment
 
 
 class Sandbox:
@@ -108,7 +109,9 @@ class Sandbox:
         """Return the scalar loss of the model as it stands, with the recorded random numbers."""
         state = self.random_state
         if isinstance(batch, Replay):
-            batch, state = batch
+            batch, moment = batch
+            moment.lend()
+            state = moment.random_state
         self.streams.load(state)
         with self._casting(), self._watching():
             loss = self.fn(self.model, batch)
@@ -123,6 +126,11 @@ class Sandbox:
                 "Return the mean loss as a tensor, e.g. losses.mean().",
             )
         )
+
+    @property
+    def moves(self) -> list[Place] | None:
+        """Where a forward pass leaves something for the next; None before the first evaluation."""
+        return self._host.moves
 
     @contextmanager
     def finding_writes(self) -> Iterator[None]:

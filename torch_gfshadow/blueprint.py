@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_gfshadow._plain import load_state, state_of
+from torch_gfshadow._purity import unwrap
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.clock import FlowClock
 from torch_gfshadow.curvature import Curvature
@@ -134,7 +135,8 @@ class Blueprint:
         if not batches or self.model is None or parts.flow is None:
             return Follower(parts, clock)
         devices = {p.device for p in self.model.parameters()}
-        return Minibatch(parts, clock, Observed(parts.watched, devices))
+        read = unwrap(self.model) if self.probe_model is None else None
+        return Minibatch(parts, clock, Observed(parts.watched, devices, read))
 
     def relaid(self, parts: Parts, clock: FlowClock, before: Follower) -> Follower:
         """Put ``parts`` on the parameters the optimizer steps now; return the flow side for them.

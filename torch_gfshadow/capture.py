@@ -58,8 +58,8 @@ class Capture:
     Args:
         model: The module that the loop calls.
         criterion: The loss module that the loop calls with the model's output.
-        observe: Takes each call, with the random state before its forward pass.
-        random_state: Returns the state of the streams that a forward pass draws from.
+        observe: Takes each call, with what its forward pass began with.
+        moment: Returns what a forward pass begins with.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Capture:
         model: nn.Module | None,
         criterion: nn.Module | None,
         observe: Callable[[Any], Any],
-        random_state: Callable[[], Any],
+        moment: Callable[[], Any],
     ) -> None:
         for name, module in (("model", model), ("criterion", criterion)):
             if not isinstance(module, nn.Module):
@@ -75,7 +75,7 @@ class Capture:
                 fix = "A loss from torch.nn.functional is not seen: observe() the batches instead."
                 raise TypeError(must(name, "a torch.nn.Module", got, fix))
         self._model, self._criterion = model, criterion
-        self._observe, self._random_state = observe, random_state
+        self._observe, self._moment = observe, moment
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
         self._started: tuple[Call, Any, list[tuple[Tensor, int]]] | None = None
@@ -128,7 +128,7 @@ class Capture:
             return
         given = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor)]
         versions = [(t, t._version) for t in given if not t.is_inference()]
-        self._started = Call(args, kwargs), self._random_state(), versions
+        self._started = Call(args, kwargs), self._moment(), versions
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._started is not None and not probing():

@@ -178,7 +178,7 @@ class Shadow:
             model if model is not None else self._model,
             criterion,
             self.observe,
-            self._tracker.random_state,
+            self._tracker.moment,
         )
         self._attachment.guarded(capture.install)
         if parts.source is None:

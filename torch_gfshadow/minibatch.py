@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_gfshadow._moment import Moment
 from torch_gfshadow.clock import FlowClock, every
 from torch_gfshadow.curvature import Curvature
 from torch_gfshadow.flows.base import lifted
@@ -128,9 +129,9 @@ class Minibatch(Follower):
         if self.wants_batches:
             self._observed.add(batch, weight)
 
-    def random_state(self) -> Any:
-        """Return the state of the streams that a forward pass draws from."""
-        return self._observed.random_state()
+    def moment(self) -> Moment:
+        """Return what a forward pass that begins now begins with."""
+        return self._observed.moment(whole=self.wants_batches)
 
     def before(self, used: Tensor | None) -> None:
         """Make the field of the step to come, from its batches and the gradient it will use."""
@@ -305,6 +306,8 @@ class Minibatch(Follower):
             return None
         if self._base is None:
             self._base = self._first_objective(window[0].replay.batch)
+            if self._observed.places is None:
+                self._observed.places = self._base.sandbox.moves
         total = sum(seen.weight for seen in window)
         made = self._base.on([(seen.replay, seen.weight / total) for seen in window])
         if self.given is None:

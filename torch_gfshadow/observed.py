@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from torch_gfshadow._moment import Moment, Place, all_places, hold
 from torch_gfshadow._sandbox import Replay
 from torch_gfshadow._streams import Streams, torch_streams
 from torch_gfshadow._tree import dense
@@ -40,9 +41,17 @@ class Observed:
     Args:
         watched: Tells whether gradients are there.
         devices: Those whose random streams a forward pass draws from.
+        model: What else a forward pass begins with is read from it; without one, nothing is.
+
+    Attributes:
+        places: Where a forward pass leaves something for the next; None while that is not known.
     """
 
-    def __init__(self, watched: Watched, devices: Iterable[torch.device]) -> None:
+    def __init__(
+        self, watched: Watched, devices: Iterable[torch.device], model: nn.Module | None = None
+    ) -> None:
+        self._model = model
+        self.places: list[Place] | None = [] if model is None else None
         self.devices = frozenset(devices)
         self._watched, self._streams = watched, Streams(torch_streams(self.devices))
         self._window: list[Seen] = []
@@ -59,7 +68,7 @@ class Observed:
         if self._window and not self._accumulating():
             self._window.clear()
         if not isinstance(batch, Replay):
-            batch = Replay(batch, self.random_state())
+            batch = Replay(batch, self.moment())
         self._window.append(Seen(batch, weight, self._smallest() if self._window else None))
 
     @property
@@ -67,9 +76,13 @@ class Observed:
         """Batches whose gradients the next step will use, as far as is known now."""
         return len(self._window) if self._window and self._accumulating() else 0
 
-    def random_state(self) -> Any:
-        """Return the state of the streams now."""
-        return self._streams.state()
+    def moment(self, *, whole: bool = True) -> Moment:
+        """Return what a forward pass that begins now begins with; the random numbers or more."""
+        places = self.places if whole else []
+        if places is None:
+            assert self._model is not None
+            places = all_places(self._model, self._watched.layout.ids)
+        return Moment(self._streams.state(), hold(places))
 
     def take(self) -> list[Seen]:
         """Return the window of the step about to be taken; the next batch opens a new one."""

@@ -252,9 +252,9 @@ class Tracker:
         self._look_closer()
         self.follower.resync()
 
-    def random_state(self) -> Any:
-        """Return the state of the streams that a forward pass of the run's draws from."""
-        return self.follower.random_state()
+    def moment(self) -> Any:
+        """Return what a forward pass of the run's that begins now begins with."""
+        return self.follower.moment()
 
     def reloaded(self) -> None:
         """Start anew after the optimizer loaded a state, unless that belongs to a resumption."""
