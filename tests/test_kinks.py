@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
+from torch_gfshadow._kinks import Noting
+
 
 class Layer(nn.Module):
     """x ↦ act(Wx + b): the inputs of the activation are linear in the parameters."""
@@ -62,6 +64,16 @@ EXACT = {
     "clamp_min": lambda z: z.clamp_min(0.0),
     "clamp_max": lambda z: z.clamp_max(0.3),
     "abs": torch.abs,
+    "threshold": nn.Threshold(0.1, 0.1),
+    "threshold in place": nn.Threshold(0.0, 0.0, inplace=True),
+    "PReLU": nn.PReLU(init=0.2),
+    "PReLU, a slope per channel": nn.PReLU(40, init=0.2),
+    "PReLU, frozen": nn.PReLU(init=0.2).requires_grad_(False),
+    "maximum": lambda z: torch.maximum(z, 0.2 * z),
+    "max of two": lambda z: torch.max(z, z.flip(-1)),
+    "method max": lambda z: z.max(torch.zeros(())),
+    "minimum": lambda z: z.minimum(0.3 * z),
+    "min of two": lambda z: torch.min(0.5 * z, z),
 }
 SAMPLED = {
     "max_pool1d": pooled(F.max_pool1d, 4),
@@ -188,6 +200,38 @@ def test_a_model_that_changes_its_course_is_evaluated_plainly():
     _, got = objective.loss_and_grad(theta, "flow", entered=0.99 * theta)
     assert torch.equal(got, plain)
     assert not objective.kinked
+
+
+class Called(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, z):
+        return self.function(z)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        nn.PReLU(dtype=F64),
+        nn.Threshold(0.0, 0.0),
+        Called(lambda z: torch.maximum(z, 0.1 * z)),
+        Called(lambda z: torch.min(z, 0.1 * z)),
+    ],
+)
+def test_a_model_with_such_kinks_is_known_to_have_them_from_the_start(act):
+    model, data = deep(act)
+    assert objective_of(model, squared, data).kinked
+
+
+@pytest.mark.parametrize("reduced", [lambda z: z.max(-1)[0], lambda z: z.max(), lambda z: z.min(0)])
+def test_the_largest_along_a_dimension_is_left_alone(reduced):
+    """As in a softmax that takes off its largest entry, and is smooth."""
+    z = torch.randn(4, 3, dtype=F64, requires_grad=True)
+    with Noting() as noting:
+        reduced(z)
+    assert noting.calls == 0
 
 
 def test_a_smooth_model_costs_no_forward_pass():

@@ -59,12 +59,15 @@ class Glance(Protocol):
 class _Ramps(NamedTuple):
     """A piecewise linear function: its slope far to the left, and the jumps of the slope."""
 
-    slope: float
-    jumps: tuple[tuple[float, float], ...]
+    slope: float | Tensor
+    jumps: tuple[tuple[float, float | Tensor], ...]
+
+
+_RELU = _Ramps(0.0, ((0.0, 1.0),))
 
 
 def _relu(_: Sequence[Any], __: Mapping[str, Any]) -> _Ramps:
-    return _Ramps(0.0, ((0.0, 1.0),))
+    return _RELU
 
 
 def _abs(_: Sequence[Any], __: Mapping[str, Any]) -> _Ramps:
@@ -74,6 +77,22 @@ def _abs(_: Sequence[Any], __: Mapping[str, Any]) -> _Ramps:
 def _leaky_relu(args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Ramps:
     slope = float(_argument(args, kwargs, 1, "negative_slope", 0.01))
     return _Ramps(slope, ((0.0, 1.0 - slope),))
+
+
+def _prelu(args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Ramps:
+    slope = _own_slope(args, kwargs).detach()
+    return _Ramps(slope, ((0.0, 1.0 - slope),))
+
+
+def _own_slope(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the weight of a PReLU, shaped so that it goes with the input."""
+    weight: Tensor = _argument(args, kwargs, 1, "weight", None)
+    # a slope per channel, along the second dimension
+    return weight if weight.numel() == 1 else weight.view(-1, *[1] * (args[0].dim() - 2))
+
+
+def _threshold(args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Ramps:
+    return _Ramps(0.0, ((float(_argument(args, kwargs, 1, "threshold", 0.0)), 1.0),))
 
 
 def _hardtanh(args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Ramps:
@@ -115,6 +134,8 @@ _RULES: dict[Any, _Rule] = {
     **dict.fromkeys((torch.clamp_max, Tensor.clamp_max), _clamp_max),
     **dict.fromkeys((torch.abs, Tensor.abs), _abs),
     F.relu6: _relu6,
+    **dict.fromkeys((F.prelu, torch.prelu, Tensor.prelu), _prelu),
+    **dict.fromkeys((F.threshold, torch.threshold, torch.threshold_), _threshold),
     **dict.fromkeys(
         (
             *(F.max_pool1d, F.max_pool2d, F.max_pool3d),
@@ -125,6 +146,17 @@ _RULES: dict[Any, _Rule] = {
         _sampled,
     ),
 }
+
+
+_PAIRS: dict[Any, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    **dict.fromkeys(
+        (torch.maximum, Tensor.maximum, torch.max, Tensor.max), lambda a, b, relu: b + relu
+    ),
+    **dict.fromkeys(
+        (torch.minimum, Tensor.minimum, torch.min, Tensor.min), lambda a, b, relu: a - relu
+    ),
+}
+"""The larger or smaller of two tensors, as a sum with relu(a − b)."""
 
 
 class Noting(TorchFunctionMode):
@@ -142,10 +174,10 @@ class Noting(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``; note its input before, for it may work in place."""
-        if func in _RULES and _is_ours(args, kwargs):
+        if _is_ours(func, args, kwargs):
             self.calls += 1
             if self._keep:
-                self.inputs.append(args[0].detach().clone())
+                self.inputs.append(_signal(func, args).detach().clone())
         return func(*args, **(kwargs or {}))
 
 
@@ -165,9 +197,9 @@ class Averaging(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func``, or its averaged form."""
         kwargs = kwargs or {}
-        if func not in _RULES or not _is_ours(args, kwargs):
+        if not _is_ours(func, args, kwargs):
             return func(*args, **kwargs)
-        z = args[0]
+        z = _signal(func, args)
         if self._next >= len(self._entered) or self._entered[self._next].shape != z.shape:
             # also where a checkpoint runs its forward again in the backward pass
             raise UnmatchedError("the forward passes differ")
@@ -175,6 +207,10 @@ class Averaging(TorchFunctionMode):
         self._next += 1
         if not z.requires_grad:
             return func(*args, **kwargs)
+        if func in _PAIRS:
+            share = _Ramped.apply(z, z.detach() - entered, F.relu, _RELU, self._glance)
+            form = _PAIRS[func](args[0], args[1], share)
+            return func(*args, **kwargs).detach() + (form - form.detach())
         in_place = kwargs.get("inplace", False) or func.__name__.endswith("_")
         plain = {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs
         function = _out_of_place(func)
@@ -191,6 +227,10 @@ class Averaging(TorchFunctionMode):
             if ramps is None
             else _Ramped.apply(source, half, value, ramps, self._glance)
         )
+        if ramps is not None and isinstance(ramps.slope, Tensor):
+            # the slope is a parameter: its gradient is that of slope · min(z, 0)
+            own = _own_slope(args, kwargs) * _mean_below(source.detach(), half)
+            out = out + (own - own.detach())
         return z.copy_(out) if in_place else out
 
     def finish(self) -> None:
@@ -217,13 +257,16 @@ class _Ramped(torch.autograd.Function):
     ) -> Tensor:
         ctx.glance, ctx.jumps, ctx.first = glance, ramps.jumps, glance.met if glance else 0
         width = half.abs().clamp_(min=torch.finfo(half.dtype).tiny)
-        slope = torch.full_like(z, ramps.slope)
+        slope = torch.zeros_like(z) + ramps.slope
         for at, jump in ramps.jumps:
             x = z - at
             share = (x / (2.0 * width)).add_(0.5).clamp_(0.0, 1.0)
             if glance is not None:
                 share = glance.meet(x, half, share)
-            slope.add_(share, alpha=jump)
+            if isinstance(jump, Tensor):
+                slope.addcmul_(share, jump)
+            else:
+                slope.add_(share, alpha=jump)
         ctx.save_for_backward(slope)
         return value(z)
 
@@ -233,7 +276,8 @@ class _Ramped(torch.autograd.Function):
         (slope,) = ctx.saved_tensors
         if ctx.glance is not None:
             for number, (_, jump) in enumerate(ctx.jumps, ctx.first):
-                ctx.glance.pull(number, grad if jump == 1.0 else jump * grad)
+                plain = not isinstance(jump, Tensor) and jump == 1.0
+                ctx.glance.pull(number, grad if plain else jump * grad)
         return grad * slope, None, None, None, None
 
 
@@ -259,13 +303,26 @@ class _Sampled(torch.autograd.Function):
         return total / len(_QUADRATURE), None, None
 
 
-def _is_ours(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
-    return (
-        len(args) > 0
-        and isinstance(args[0], Tensor)
-        and args[0].is_floating_point()
-        and not (kwargs or {}).get("return_indices", False)
-    )
+def _is_ours(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
+    pair = func in _PAIRS
+    if not (pair or func in _RULES) or len(args) < 1 + pair:
+        return False
+    tensors = all(isinstance(a, Tensor) and a.is_floating_point() for a in args[: 1 + pair])
+    return tensors and not (kwargs or {}).get("return_indices", False)
+
+
+def _mean_below(z: Tensor, half: Tensor) -> Tensor:
+    """Return the average of min(u, 0) for u from z − d to z + d."""
+    width = half.abs()
+    crosses = width > z.abs()
+    low = (z - width) / width.clamp(min=torch.finfo(z.dtype).tiny).sqrt()
+    return torch.where(crosses, -0.25 * low.square(), z.clamp(max=0.0))
+
+
+def _signal(func: Any, args: Sequence[Any]) -> Tensor:
+    """Return what changes its sign, or passes other numbers, at the kinks of ``func``."""
+    signal: Tensor = args[0] - args[1] if func in _PAIRS else args[0]
+    return signal
 
 
 def _out_of_place(func: Any) -> Any:
@@ -273,7 +330,11 @@ def _out_of_place(func: Any) -> Any:
     return getattr(torch, name[:-1]) if name in ("relu_",) else _TWINS.get(func, func)
 
 
-_TWINS = {F.leaky_relu_: F.leaky_relu, F.hardtanh_: F.hardtanh}
+_TWINS = {
+    F.leaky_relu_: F.leaky_relu,
+    F.hardtanh_: F.hardtanh,
+    torch.threshold_: torch.threshold,
+}
 
 
 def _argument(
