@@ -82,14 +82,19 @@ def shadow_memory(
     model, batch = network(size, activation)
     stepped = optimizer(model)
     copy = sum(p.numel() * p.element_size() for p in model.parameters())
-    chosen = {"probes": [], "bounds": [], **options}
+    chosen = {"probes": [], "bounds": [], "data": batch, **options}
+    observed = chosen.get("mode") in ("batch", "local")
+    if observed:
+        del chosen["data"]
     torch.autograd.backward(squared(model, batch))
     stepped.step()  # what the optimizer keeps is not ours
 
     def run() -> object:
-        shadow = gfs.attach(stepped, model, squared, data=batch, on_error="raise", **chosen)
+        shadow = gfs.attach(stepped, model, squared, on_error="raise", **chosen)
         for _ in range(_STEPS[size]):
             stepped.zero_grad(set_to_none=False)
+            if observed:
+                shadow.observe(batch)
             with record_function(_TRAINING):
                 torch.autograd.backward(squared(model, batch))
             stepped.step()
@@ -125,6 +130,8 @@ def solvers(size: str) -> Table:
         "**gfshadow**, `dopri5`": {"solver": "dopri5"},
         "**gfshadow**, `dopri8`": {"solver": "dopri8"},
         "**gfshadow**, default, with probes": {"probes": ["lambda_min", "lambda_max"]},
+        "**gfshadow**, mode `batch`": {"mode": "batch"},
+        "**gfshadow**, mode `local`": {"mode": "local"},
     }
     rows: list[list[object]] = [
         [label, *shadow_memory(size, **options)] for label, options in own.items()

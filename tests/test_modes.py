@@ -634,7 +634,14 @@ def test_a_watched_loader_has_its_length():
     assert len(list(shadow.watch(loader))) == 4
 
 
-@pytest.mark.parametrize("sampled", [{}, {"every": 3, "window": 2}], ids=["whole", "windows"])
+LOW = {"solver": gfs.solvers.RKC2(storage="low")}
+
+
+@pytest.mark.parametrize(
+    "sampled",
+    [{}, {"every": 3, "window": 2}, LOW, LOW | {"every": 3, "window": 2}],
+    ids=["whole", "windows", "low", "low windows"],
+)
 def test_resumed_in_mode_batch_the_records_are_the_same(caplog, sampled):
     todo = batches(14)
 

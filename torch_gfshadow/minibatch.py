@@ -17,16 +17,18 @@ from torch import Tensor
 from torch_gfshadow._moment import Moment
 from torch_gfshadow.clock import FlowClock, every
 from torch_gfshadow.curvature import Curvature
-from torch_gfshadow.flows.base import lifted
+from torch_gfshadow.flows.base import FlowWithMemory, lifted
 from torch_gfshadow.follow import Follower, seen
+from torch_gfshadow.low_midpoints import LowPair
+from torch_gfshadow.midpoints import FullPair
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.observed import Observed, Seen
 from torch_gfshadow.parts import Parts
 from torch_gfshadow.passing import Asks
 from torch_gfshadow.piecewise import PiecewiseFlow
-from torch_gfshadow.solvers.storage import SMALL
+from torch_gfshadow.shadow import narrow
+from torch_gfshadow.solvers.storage import SMALL, is_large
 from torch_gfshadow.status import Status
-from torch_gfshadow.used import norm
 
 _PARALLEL = 0.9
 """Cosine above which a mismatch is rounding of mixed precision, and its scale still counts."""
@@ -55,6 +57,7 @@ class Minibatch(Follower):
         self._judged: Mapping[str, Any] | None = None
         self._resumed = False
         self._cut = 0
+        self._origin: Tensor | None = None
         self.audit = type(self.audit)("pending" if parts.settings.audit else "none")
 
     def succeed(self, before: Follower) -> None:
@@ -100,12 +103,13 @@ class Minibatch(Follower):
         return self._fresh or self.shadow is not None
 
     def start(self, theta: Tensor) -> None:
-        """Start with the next step."""
+        """Start with the next step; ``theta`` is where the run stands, a vector that stays."""
         self.resync()
+        self._origin = theta
 
     def resync(self) -> None:
         """Start anew, where the run stands, with the next step."""
-        self.shadow, self._piece, self._fresh = None, None, True
+        self.shadow, self._piece, self._fresh, self._origin = None, None, True, None
 
     @property
     def dearer(self) -> float:
@@ -151,11 +155,13 @@ class Minibatch(Follower):
             return
         theta = watched.layout.current(self._dtype)
         starts = self._fresh or self.shadow is None
+        if self._low and self.given is not None:
+            self.given.forget_initial()
         known: tuple[float, Tensor] | None = None
         factor = 1.0
         if starts or self._parts.settings.audit:
             known = objective.loss_and_grad(theta, "audit")
-            if used is not None and self._parts.settings.audit:
+            if self._parts.settings.audit:
                 objective, known = self._without_skipped(window, objective, theta, known, used)
                 self._compare(known[1], used, objective)
                 factor = self._factor()
@@ -163,8 +169,9 @@ class Minibatch(Follower):
             assert known is not None
             self.since = self._clock.time
             self._rest.begin(self._clock.step)
-            state = lifted(flow, theta, factor * known[1], watched.state, watched.layout)
-            self.shadow = self._shadow_of(state)
+            if isinstance(flow, FlowWithMemory):
+                theta = lifted(flow, theta, factor * known[1], watched.state, watched.layout)
+            self.shadow = self._shadow_of(self._shared(theta))
             self._fresh = self._restarts
         self._piece = objective, factor, known if starts else None
 
@@ -174,7 +181,7 @@ class Minibatch(Follower):
         objective: Objective,
         theta: Tensor,
         known: tuple[float, Tensor],
-        used: Tensor,
+        used: Tensor | None,
     ) -> tuple[Objective, tuple[float, Tensor]]:
         """Leave out batches of a step that the loop did not take, if the gradient is without them.
 
@@ -210,9 +217,10 @@ class Minibatch(Follower):
         piece, self._piece = self._piece, None
         if piece is not None and self.shadow is not None and self._parts.flow is not None:
             objective, factor, known = piece
-            now = self._parts.watched.layout.current(self._dtype)
+            layout = self._parts.watched.layout
+            del piece
             self.shadow.cross(
-                self._parts.flow, objective, self.step_size, now, factor=factor, known=known
+                self._parts.flow, objective, self.step_size, layout, factor=factor, known=known
             )
             self._steps = self.shadow.steps
 
@@ -226,8 +234,8 @@ class Minibatch(Follower):
             return seen(0.0, distance, 0.0, None) if self._fresh else {}
         if not shadow.alive:
             return {}
-        theta = self._parts.watched.layout.current(self._dtype)
-        discrepancy = norm(theta - shadow.theta)
+        terms = [(vector, -weight) for vector, weight in shadow.terms]
+        discrepancy = self._parts.watched.layout.distance(terms)
         return seen(discrepancy, distance, shadow.error, shadow.loss)
 
     def known_loss(self) -> None:
@@ -252,7 +260,7 @@ class Minibatch(Follower):
         self._cut = int(saved.get("window", 0))
         self._observed.take()  # batches of the run that this state replaces
         if saved["shadow"] is not None:
-            self.shadow = self._shadow_of(self._parts.watched.layout.current())
+            self.shadow = self._shadow_of(self._parts.watched.layout.current(self._dtype))
             self.shadow.load_state_dict(saved["shadow"])
 
     def _reconfigured(self) -> None:
@@ -264,13 +272,19 @@ class Minibatch(Follower):
         parts = self._parts
         return PiecewiseFlow(
             parts.solver,
-            state,
-            parts.watched.layout.dim,
+            LowPair(state) if self._low else FullPair(state, parts.watched.layout.dim),
             resolution=parts.settings.resolution,
             steps=self._steps,
             thrifty=parts.settings.budget is not None,
-            dtype=self._dtype,
         )
+
+    @property
+    def _low(self) -> bool:
+        """Whether every copy of the parameters counts, and the field is a·∇f + b·θ."""
+        parts = self._parts
+        full = getattr(parts.solver, "storage", "auto") == "full"
+        plain = getattr(parts.flow, "coefficients", None) is not None
+        return plain and not full and is_large(parts.solver, parts.watched.layout.dim)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -280,9 +294,16 @@ class Minibatch(Follower):
         budget pays are too short for rounding to add up: the parameters' own is enough.
         """
         parts = self._parts
-        if parts.settings.budget is None or parts.watched.layout.dim <= SMALL:
-            return parts.solver.dtype
-        return torch.promote_types(parts.watched.layout.dtype, torch.float32)
+        large = parts.watched.layout.dim > SMALL
+        if self._low or (parts.settings.budget is not None and large):
+            return narrow(parts.watched.layout)
+        return parts.solver.dtype
+
+    def _shared(self, theta: Tensor) -> Tensor:
+        """Return where the run began, if ``theta`` is the same: one vector instead of two."""
+        origin, self._origin = self._origin, None
+        same = origin is not None and origin.dtype == theta.dtype and origin.shape == theta.shape
+        return origin if same and torch.equal(origin, theta) else theta  # type: ignore[arg-type,return-value]
 
     def _factor(self) -> float:
         audit = self.audit
@@ -308,6 +329,8 @@ class Minibatch(Follower):
             self._base = self._first_objective(window[0].replay.batch)
             if self._observed.places is None:
                 self._observed.places = self._base.sandbox.moves
+        if self._low:
+            self._base.forget_initial()
         total = sum(seen.weight for seen in window)
         made = self._base.on([(seen.replay, seen.weight / total) for seen in window])
         if self.given is None:

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_gfshadow._blocks import Terms, combined
 from torch_gfshadow._plain import load_attributes, saved_attributes
+from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import OverBudgetError
 from torch_gfshadow.flows.base import Flow
-from torch_gfshadow.midpoints import EVALS, Crossing, PieceField, crossed
+from torch_gfshadow.midpoints import EVALS, Crossing, Pair, PieceField
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.solvers import SolverConfig
-from torch_gfshadow.solvers.base import Node
 from torch_gfshadow.status import Status
 
 _SAFETY = 2.0
@@ -45,7 +46,7 @@ _OLD = 0.2
 """Share of the aim below which what a piece adds is not to blame: the error is of old."""
 _MOST = 250
 _BLOW_UP = 1e8
-_STATE = ("detail", "steps", "_fine", "_coarse", "_loss", "_safety", "_rounding", "_first_norm")
+_STATE = ("detail", "steps", "_loss", "_safety", "_rounding", "_first_norm")
 
 
 class PiecewiseFlow:
@@ -54,13 +55,11 @@ class PiecewiseFlow:
     Args:
         config: Of the solver, ``dtype``, ``max_evals`` and tolerances are taken, which hold for
             the error bar here; the method is always the pair described above.
-        state: Where it starts: θ, shape ``[d]``, or the lifted state of a flow with memory.
-        dim: d.
+        pair: Both solutions where they start, in full or in low storage.
         resolution: Asked solver error over discrepancy; ``None`` asks for 0.1 on smooth models and
             0.2 across kinks, and for 0.5 where a budget pays.
         steps: Steps the coarse solution takes across the first piece.
         thrifty: Whether a budget pays.
-        dtype: Of both solutions, where it is not the solver's.
 
     Attributes:
         steps: Steps the coarse solution will take across the next piece.
@@ -74,19 +73,16 @@ class PiecewiseFlow:
     def __init__(
         self,
         config: SolverConfig,
-        state: Tensor,
-        dim: int,
+        pair: Pair,
         *,
         resolution: float | None,
         steps: int = 1,
         thrifty: bool = False,
-        dtype: torch.dtype | None = None,
     ) -> None:
         self.config, self.steps, self._thrifty = config, steps, thrifty
         self.status, self.detail = Status.OK, ""
-        self._resolution, self._dim = resolution, dim
-        self._fine = self._coarse = state.to(dtype or config.dtype)
-        self._first_norm = _norm(self.theta)
+        self._resolution, self._pair = resolution, pair
+        self._first_norm = pair.size
         self._loss, self._safety, self._rounding = math.nan, 1.0, 0.0
         self._price, self.dearer = 0.0, 1.0
 
@@ -98,16 +94,21 @@ class PiecewiseFlow:
     @property
     def error(self) -> float:
         """Error bar on θ̃, in the units of θ: an upper limit by estimate."""
-        return math.hypot(self._safety * self._size(self._fine - self._coarse), self._rounding)
+        return math.hypot(self._safety * self._pair.gap, self._rounding)
 
     @property
     def theta(self) -> Tensor:
-        """θ̃ at the end of the last piece, shape ``[d]``."""
-        return self._fine[: self._dim]
+        """θ̃ at the end of the last piece, a new vector of shape ``[d]``."""
+        return combined(self.terms)
+
+    @property
+    def terms(self) -> Terms:
+        """θ̃ at the end of the last piece, as a sum of vectors of shape ``[d]``."""
+        return self._pair.terms
 
     @property
     def loss(self) -> float | None:
-        """Loss of the last piece's objective at :attr:`theta`, by Taylor's formula."""
+        """Loss of the last piece's objective at θ̃, by Taylor's formula."""
         return self._loss if math.isfinite(self._loss) else None
 
     def known_loss(self) -> None:
@@ -118,7 +119,7 @@ class PiecewiseFlow:
         flow: Flow,
         objective: Objective,
         span: float,
-        iterate: Tensor,
+        iterate: Layout,
         *,
         factor: float = 1.0,
         known: tuple[float, Tensor] | None = None,
@@ -129,7 +130,7 @@ class PiecewiseFlow:
             flow: Field to follow, as configured now.
             objective: f of this piece.
             span: Flow time, ≥ 0.
-            iterate: Where the run stands at the end, shape ``[d]``; its distance from the shadow
+            iterate: The run's parameters, at the end of the piece; their distance from the shadow
                 is what has to be resolved.
             factor: What the gradient is multiplied by (clipping, accumulation).
             known: ``(f, ∇f)`` at the start, if it is known.
@@ -137,7 +138,6 @@ class PiecewiseFlow:
         if not self.alive or span <= 0.0:
             return self.alive
         field = PieceField(flow, objective, "flow", factor)
-        slope = None if known is None else field.remember(known[0], self._fine, known[1])
         if field.kinked or not getattr(flow, "smooth", True):
             self._safety = _SAFETY
         most = self._most(field.kinked)
@@ -147,7 +147,9 @@ class PiecewiseFlow:
             with objective.ledger.limited():
                 while wanted > steps and self._covered(objective, wanted, steps):
                     steps, spent = wanted, objective.ledger.spent
-                    end = crossed(field, self._fine, self._coarse, span, steps, slope)
+                    if objective.ledger.afford is None:
+                        end = None  # nothing breaks off the better one: its place is free
+                    end = self._pair.cross(field, span, steps, known)
                     self._price = (objective.ledger.spent - spent) / steps
                     wanted, self.steps = self._judge(end, iterate, steps, most, field.kinked)
         except OverBudgetError as over:
@@ -168,15 +170,14 @@ class PiecewiseFlow:
         return min(most, _KINK_MOST) if kinked and self._resolution is None else most
 
     def _judge(
-        self, end: Crossing, iterate: Tensor, steps: int, most: int, kinked: bool
+        self, end: Crossing, iterate: Layout, steps: int, most: int, kinked: bool
     ) -> tuple[int, int]:
         """Return how many steps this piece should have had, and those of the next one."""
-        apart = end.fine - end.coarse
-        bar, scale = self._safety * self._size(apart), _norm(iterate - end.fine[: self._dim])
+        bar, scale = self._safety * end.gap, iterate.distance([(v, -w) for v, w in end.terms])
         if not math.isfinite(bar):
             return (min(4 * steps, most),) * 2
-        aim = self._aim(end.fine, scale, kinked)
-        added = self._safety * self._size(apart - (self._fine - self._coarse))
+        aim = self._aim(end, scale, kinked)
+        added = self._safety * end.added
         if bar > aim / _AIM and added > 0.5 * aim:
             margin = 1.0 if self._thrifty else 2.0
             fair = math.ceil(steps * math.sqrt(min(margin * added / aim, 16.0)))
@@ -186,9 +187,9 @@ class PiecewiseFlow:
         less = steps - 1
         return steps, less if less and bar + added * (steps / less) ** 2 < _WASTE * aim else steps
 
-    def _aim(self, state: Tensor, scale: float, kinked: bool) -> float:
+    def _aim(self, end: Crossing, scale: float, kinked: bool) -> float:
         """Return the bar aimed at."""
-        asked = self.config.tolerance(Node(0.0, state, state))
+        asked = self.config.asked(*end.extent)
         if asked is not None:
             return asked
         default = _KINK_RESOLUTION if kinked else 0.1
@@ -196,33 +197,28 @@ class PiecewiseFlow:
         return _AIM * resolution * max(scale, 1e-12 * self._first_norm, 1e-300)
 
     def _arrive(self, end: Crossing, field: PieceField, span: float) -> None:
-        if not math.isfinite(self._size(end.fine) + self._size(end.coarse) + end.loss):
+        loss, speed, curvature = end.facts
+        if not math.isfinite(end.size + end.gap + loss):
             status = Status.STIFF if math.isfinite(field.loss) else Status.NON_FINITE
             self._stop(status, "the flow of this batch could not be followed to the step's end")
             return
-        self._fine, self._coarse, self._loss = end.fine, end.coarse, end.loss
-        size, grain = _norm(self.theta), torch.finfo(field.objective.layout.dtype).eps
-        rounded = grain * span * (end.speed + end.curvature * size)
-        stored = torch.finfo(self._fine.dtype).eps * size
-        self._rounding = math.hypot(self._rounding, rounded, stored)
+        self._pair.arrive(end)
+        self._loss, size = loss, self._pair.size
+        rounded = torch.finfo(field.objective.layout.dtype).eps * span * (speed + curvature * size)
+        self._rounding = math.hypot(self._rounding, rounded, self._pair.grain)
         if size > _BLOW_UP * max(self._first_norm, 1.0):
             self._stop(Status.BLOW_UP, f"‖θ̃‖ = {size:.2e}")
 
-    def _size(self, state: Tensor) -> float:
-        return _norm(state[: self._dim])
-
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next piece depends on, as plain values."""
-        return saved_attributes(self, _STATE) | {"status": self.status.value}
+        saved = saved_attributes(self, _STATE) | self._pair.state_dict()
+        return saved | {"status": self.status.value}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a saved state."""
         load_attributes(self, _STATE, saved)
+        self._pair.load_state_dict(saved)
         self.status = Status(saved["status"])
 
     def _stop(self, status: Status, detail: str) -> None:
         self.status, self.detail = status, detail
-
-
-def _norm(vector: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vector))

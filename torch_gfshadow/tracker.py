@@ -70,9 +70,7 @@ class Tracker:
 
     def _is_lean(self) -> bool:
         parts = self.parts
-        return parts.settings.mode in ("reference", "passive") and is_large(
-            parts.solver, parts.watched.layout.dim
-        )
+        return is_large(parts.solver, parts.watched.layout.dim)
 
     @property
     def paused(self) -> bool:
@@ -166,9 +164,13 @@ class Tracker:
         """Advance the clock, bring the shadow along, and write a record if one is due."""
         step = self.clock.step + 1
         self.clock.tick(self.follower.step_size)
-        start = self._used.stepped(self.parts.watched)
-        self.follower.after()
         settings, sampler = self.parts.settings, self.sampler
+        start = self._used.stepped(self.parts.watched)
+        if sampler.whole:  # no copy beyond what the next record needs while the shadow goes on
+            if self.paused or not every(step, settings.every):
+                self._journey.leave(start)
+            start = None
+        self.follower.after()
         ends, begins = sampler.ends(step), sampler.begins(step)
         if begins and not ends:
             self._set_to_iterate()

@@ -326,8 +326,13 @@ class SolverConfig:
         """Return the tolerance that ``rtol`` and ``atol`` ask for at ``node``, if they are set."""
         if self.rtol is None and self.atol is None:
             return None
-        root_dim = math.sqrt(node.state.numel())
-        return (self.atol or 0.0) * root_dim + (self.rtol or 0.0) * float(node.state.norm())
+        return self.asked(node.state.numel(), float(node.state.norm()))
+
+    def asked(self, entries: int, size: float) -> float | None:
+        """Return what :meth:`tolerance` does of a state with so many entries, of this norm."""
+        if self.rtol is None and self.atol is None:
+            return None
+        return (self.atol or 0.0) * math.sqrt(entries) + (self.rtol or 0.0) * size
 
 
 def hermite(left: Node, right: Node, time: float) -> Tensor:
