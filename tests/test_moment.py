@@ -85,6 +85,19 @@ class Recurrent(nn.Module):
         return (self.head(h) - x[:, :1]).square().mean()
 
 
+class Keeping(nn.Module):
+    """Keeps the outputs of an epoch in a list, as Lightning modules do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.outputs = nn.Sequential(nn.Linear(X, 4), nn.Tanh(), nn.Linear(4, 1)), []
+
+    def forward(self, x):
+        loss = (self.net(x) - x[:, :1]).square().mean()
+        self.outputs.append(loss.detach())
+        return loss
+
+
 MODELS = [Queue, Codebook, Teacher, Recurrent]
 
 
@@ -131,6 +144,26 @@ def test_windows_see_the_state_of_their_own_steps(make):
 def test_what_passes_leave_is_what_they_leave_without_a_shadow(make):
     bare, followed = run(make)[0], run(make, "observe")[0]
     assert_identical(fingerprint(bare), fingerprint(followed))
+
+
+@pytest.mark.parametrize("probes", [(), ("lambda_max",)])
+def test_a_list_of_the_models_grows_by_its_own_passes_only(probes):
+    torch.manual_seed(0)
+    model, data = Keeping(), torch.randn(64, X)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    shadow = gfs.attach(
+        optimizer, model, call, mode="batch", probes=probes, probe_every=1, on_error="raise"
+    )
+    kept = model.outputs
+    for k in range(4):
+        shadow.observe(data[16 * k : 16 * k + 16])
+        optimizer.zero_grad()
+        model(data[16 * k : 16 * k + 16]).backward()
+        optimizer.step()
+    assert model.outputs is kept
+    assert len(kept) == 4
+    assert float(torch.stack(kept).sum()) > 0.0
+    assert shadow.records[-1].audit == "match"
 
 
 def test_what_is_held_is_what_moves():

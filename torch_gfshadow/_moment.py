@@ -23,7 +23,7 @@ class Moment(NamedTuple):
 
     Attributes:
         random_state: Of the streams it draws from.
-        held: Values by place; attributes by reference, all else copied.
+        held: Values by place; tensors among the attributes by reference, all else copied.
     """
 
     random_state: Any
@@ -36,8 +36,8 @@ class Moment(NamedTuple):
             now = store.get(key)
             if which != "__dict__" and isinstance(now, Tensor):
                 value = value.to(now.dtype, copy=True)
-            elif isinstance(value, Tensor):
-                value = value.clone()
+            else:
+                value = _copied(value)
             store[key] = value
 
 
@@ -48,9 +48,24 @@ def hold(places: Sequence[Place]) -> list[tuple[Place, Any]]:
         value = getattr(module, which).get(key)
         if which != "__dict__" and value is not None:
             value = value.detach().clone()
+        elif isinstance(value, list):
+            value = list(value)  # a forward pass may add to it
         if value is not None or which == "__dict__":
             held.append(((module, which, key), value))
     return held
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of an attribute, so that a forward pass reaches neither it nor what it holds.
+
+    A tensor put into a list of the user's inside a transform of torch.func could not be used again.
+    """
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, (tuple, list)):
+        parts = [v.clone() if isinstance(v, Tensor) else v for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
 
 
 def all_places(model: nn.Module, trained: Collection[int]) -> list[Place]:
@@ -88,7 +103,7 @@ def keeps_statistics(module: nn.Module) -> bool:
 
 def is_state(value: Any) -> bool:
     """Return whether an attribute may be what the next forward pass goes on from."""
-    if isinstance(value, (tuple, list)):
+    if type(value) in (tuple, list) or hasattr(value, "_fields"):
         return bool(value) and all(isinstance(v, Tensor) and not v.requires_grad for v in value)
     return value is None or (isinstance(value, Tensor) and not value.requires_grad)
 
