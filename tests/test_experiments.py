@@ -248,7 +248,9 @@ def test_the_verdict_says_how_much_of_the_discrepancy_is_known(fields, level, wo
 
 
 @pytest.mark.parametrize("bar", [5e-5, 6e-4])
-@pytest.mark.parametrize(("solver", "says"), [("auto:adams2", True), ("auto:rkc2", False)])
+@pytest.mark.parametrize(
+    ("solver", "says"), [("auto:adams2", True), ("auto:slabs", True), ("auto:rkc2", False)]
+)
 def test_the_verdict_across_kinks_says_what_the_bar_may_miss(bar, solver, says):
     assert ("the flow can branch" in judge([record(solver_error=bar, solver=solver)]).text) is says
 

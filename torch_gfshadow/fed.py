@@ -1,10 +1,10 @@
-"""FedShadow: a shadow that lives on the run's own gradients where the run is smooth.
+"""FedShadow: a shadow that lives on the run's own gradients where these change little.
 
 It has two ways of going on. Alone (:class:`..shadow.ShadowFlow`): a solver of its own runs ahead of
 the run. Fed: the run's gradients carry the solution and only the defect is integrated
-(``solvers.defect``), for a fraction of the evaluations. It starts alone, is fed once the run's
-gradients change little from step to step, and goes on alone where they do not, or cannot be read.
-The solution and its error bar stay the same ones.
+(``smooth_feed``, ``kink_feed``), for a fraction of the evaluations. It starts alone, is fed once
+the run's gradients change little from step to step, and goes on alone where they do not, or cannot
+be read. The solution and its error bar stay the same ones.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_gfshadow._tree import Layout
 from torch_gfshadow.errors import OverBudgetError
+from torch_gfshadow.feed import Feed, Step
 from torch_gfshadow.flows.base import Flow
+from torch_gfshadow.kink_feed import KinkFeed
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.passing import Asks
 from torch_gfshadow.path import Path, change, field_of
-from torch_gfshadow.shadow import FlowField, ShadowFlow, narrow
-from torch_gfshadow.solvers.base import Node, SolverConfig, load_plain, save_plain
-from torch_gfshadow.solvers.defect import DefectStepper
-from torch_gfshadow.solvers.defect_bar import DefectBar
+from torch_gfshadow.shadow import KINK_RESOLUTION, FlowField, ShadowFlow
+from torch_gfshadow.smooth_feed import SmoothFeed
+from torch_gfshadow.solvers.base import SolverConfig, load_plain, save_plain
 from torch_gfshadow.status import Status
 
 _gradient = attrgetter("grad")
@@ -37,28 +38,12 @@ _kind, _PLAIN_KIND = (
 
 Reader = Callable[[], list[Tensor] | None]
 
-_CALM, _RESTLESS = 0.1, 0.5
+_CALM, _KINK_CALM, _RESTLESS = 0.1, 0.3, 0.5
 """Change of the run's field over a step, relative to it: below, a shadow is fed; above, no more."""
-_START, _AGAIN, _PATIENCE = 9.5, 5.0, 40.0
-"""Steps before the first comparison, to the next one, and after a shadow could not be fed."""
-_FIRST, _SHORTEST = 1.0, 0.6
-_WILD = 10.0
-_SHARE, _FLOOR = 0.3, 0.3
-_PLAIN = ["_own_detail", "_scale", "_foresight", "_try_at", "_returns", "_loss_at", "_node_loss"]
-_PLAIN += ["_step_size"]
-
-
-class _Fed(NamedTuple):
-    """What carries the solution while it is fed."""
-
-    path: Path
-    stepper: DefectStepper
-    bar: DefectBar
-
-    def state(self, time: float) -> tuple[Tensor, Tensor]:
-        """Return θ̃ and the run's field at ``time``, the run's own."""
-        place, field = self.path.ahead(time)
-        return place.add_(self.stepper.offset(time)), field
+_START, _KINK_START, _AGAIN, _PATIENCE = 9.5, 0.0, 5.0, 40.0
+"""Steps before the first comparison, on smooth fields and across kinks, where a solver alone is
+dear; to the next one; and after a shadow could not be fed."""
+_PLAIN = ["_own_detail", "_scale", "_foresight", "_try_at", "_returns", "_step_size"]
 
 
 class FedShadow:
@@ -81,12 +66,10 @@ class FedShadow:
     ) -> None:
         self._bind(objective, flow, config, resolution)
         alone = self._started(theta, known, time, step_size)
-        self._on: ShadowFlow | _Fed = alone
+        self._on: ShadowFlow | Feed = alone
         self._scale, self._step_size = alone.scale, step_size
-        self._try_at, self._returns = time + _START * step_size, 0
+        self._try_at, self._returns = time + self._first_try * step_size, 0
         self._foresight = 0.0
-        self._loss_at: tuple[float, float, float] = time, known[0], 0.0
-        self._node_loss = known[0]
 
     def _bind(
         self, objective: Objective, flow: Flow, config: SolverConfig, resolution: float | None
@@ -127,15 +110,14 @@ class FedShadow:
             return not self._may_be_fed(on, time, step_size)
         if not self.alive:
             return True
-        path, stepper, _ = on
-        due = self._foretold is not None or stepper.due <= time + step_size
-        if due or time <= path.time:
+        due = self._foretold is not None or on.due <= time + step_size
+        if due or time <= on.path.time:
             return False
         grads = read()
         if grads is None:
             return False
         with torch.no_grad():  # they may carry a graph
-            path.take(grads, time, step_size)
+            on.path.take(grads, time, step_size)
         return True
 
     def asks(self, layout: Layout) -> Asks:
@@ -148,7 +130,7 @@ class FedShadow:
         if isinstance(on, ShadowFlow):
             sooner = self._try_at
             return lambda time, step: time < sooner or not self._may_be_fed(on, time, step)
-        path, due = on.path, on.stepper.due
+        path, due = on.path, on.due
 
         def passes(time: float, step_size: float) -> bool:
             if self._foretold is not None or due <= time + step_size or time <= path.time:
@@ -195,7 +177,7 @@ class FedShadow:
         field = field_of(self._layout, self._coefficients, grads, self._config.dtype)
         if before is None or time - before[0] > 1.5 * step_size:
             self._before = time, field
-        elif not change(field, before[1]) < _CALM:
+        elif not change(field, before[1]) < (_KINK_CALM if self._kinked(alone) else _CALM):
             self._try_at = time + _AGAIN * step_size
         elif alone.advance(time):
             self._before = before
@@ -205,36 +187,27 @@ class FedShadow:
         self, alone: ShadowFlow, grads: list[Tensor], field: Tensor, time: float, step_size: float
     ) -> None:
         state = alone.state(time).to(self._config.dtype).clone()
-        node = Node(time, state.clone(), self._field(state))
-        self._loss_at = time, self._field.loss, self._field.loss_rate
-        self._node_loss = self._field.loss
         assert self._coefficients is not None
         assert self._before is not None
-        path = Path(self._layout, state, time, self._coefficients)
-        bar = self._new_bar(node)
-        bar.inherit(alone.hand_over())
+        path = Path(self._layout, state.clone(), time, self._coefficients)
         self._scale = self._distance(state)
-        bar.start_from(self._scale)
-        turned = change(field, self._before[1])
-        size = float(torch.linalg.vector_norm(field))
-        self._foresight = 0.5 * step_size * turned * turned * size
+        kinked, turned = self._kinked(alone), change(field, self._before[1])
+        # on a smooth field the next change is like the last one
+        missed = turned if kinked else turned * turned
+        self._foresight = 0.5 * step_size * missed * float(torch.linalg.vector_norm(field))
+        step = Step(state, field, time, step_size, self._scale, self._target)
+        kind = KinkFeed if kinked else SmoothFeed
+        feed = kind.begin(alone, self._field, path, state, step)
         path.remember(*self._before)
-        spectral = alone.spectral(self._field)
-        first = _FIRST * step_size
-        stepper = DefectStepper(self._field, node, field, first, spectral)
         path.remember(time, field)
         path.take(grads, time, step_size)
-        self._on = _Fed(path, stepper, bar)
+        self._on = feed
         self._before = self._foretold = None
 
-    def _new_bar(self, node: Node) -> DefectBar:
-        field = FlowField(self._flow, self._objective, "error")
-        return DefectBar(field, node, narrow(self._layout))
-
-    def _go_on(self, fed: _Fed, grads: list[Tensor] | None, time: float, step_size: float) -> None:
-        path, stepper, bar = fed
+    def _go_on(self, fed: Feed, grads: list[Tensor] | None, time: float, step_size: float) -> None:
+        path = fed.path
         if grads is None:
-            self._leave(bar, fed.state(time)[0], time, step_size)
+            self._leave(fed, fed.state(time)[0], time, step_size)
             return
         if time <= path.time:
             path.undo(grads)
@@ -244,34 +217,13 @@ class FedShadow:
             missed = float(torch.linalg.vector_norm(field - self._foretold))
             self._foresight = max(0.5 * path.step_size * missed, 0.8 * self._foresight)
             self._foretold = None
-        ended = False
-        while stepper.due <= time and not restless:
-            at = stepper.due
-            here, then = path.back(place, field, time, at)
-            node = stepper.evaluate(here, then)
-            self._loss_at = at, self._field.loss, self._field.loss_rate
-            wild = float(torch.linalg.vector_norm(stepper.value)) > _WILD * self._scale
-            restless = wild or not math.isfinite(self._field.loss)
-            if node is not None and not restless:
-                path.shift(stepper.value)
-                place.add_(stepper.value)
-                bar.allowed = self._target
-                bar.add(
-                    stepper.local_error,
-                    node,
-                    min(stepper.stability, stepper.h_lambda),
-                    self._scale,
-                    stepper.ungraded,
-                    stepper.stages,
-                )
-                self._node_loss = self._field.loss
-                stepper.proceed(node, then, self._tolerance(bar))
-                restless = stepper.next_step < _SHORTEST * step_size
-                ended = True
-        if ended and not restless:
-            self.observe(self._distance(place + stepper.offset(time)))
+        if not restless:
+            seen = fed.see(Step(place, field, time, step_size, self._scale, self._target))
+            restless = seen.restless
+            if seen.ended and not restless:
+                self.observe(self._distance(place + fed.offset(time)))
         if restless:
-            self._leave(bar, place + stepper.offset(time), time, step_size)
+            self._leave(fed, place + fed.offset(time), time, step_size)
             return
         path.remember(time, field)
         path.take(grads, time, step_size)
@@ -281,27 +233,33 @@ class FedShadow:
         """Return how far the run is from ``state``."""
         return float(torch.linalg.vector_norm(self._layout.current(state.dtype).sub_(state)))
 
-    def _leave(self, bar: DefectBar, state: Tensor, time: float, step_size: float) -> None:
-        """Go on alone from ``state``, whose error bar is ``bar``."""
+    def _leave(self, fed: Feed, state: Tensor, time: float, step_size: float) -> None:
+        """Go on alone from ``state``, with the error bar of ``fed``."""
         known = self._objective.loss_and_grad(state, "flow")
         self._on = alone = self._started(state, known, time, step_size)
         self._foretold = None
         alone.observe(self._scale)
-        alone.take_over(bar.hand_over(), self._foresight)
+        alone.take_over(fed.hand_over(), self._foresight)
         self._try_at = time + _PATIENCE * 2.0**self._returns * step_size
         self._returns += 1
-
-    def _tolerance(self, bar: DefectBar) -> float:
-        """Local error allowed to the next step, from what is left of the error allowance."""
-        return _SHARE * max(self._target - bar.value, _FLOOR * self._target)
 
     @property
     def _target(self) -> float:
         """Error bar aimed at."""
-        return 0.8 * (self._resolution or 0.1) * self._scale
+        default = KINK_RESOLUTION if self._kinked(self._on) else 0.1
+        return 0.8 * (self._resolution or default) * self._scale
+
+    def _kinked(self, on: ShadowFlow | Feed) -> bool:
+        """Say whether the field has kinks: the model tells, or the solver so far found out."""
+        rough = on.rough if isinstance(on, ShadowFlow) else isinstance(on, KinkFeed)
+        return rough or self._field.kinked
+
+    @property
+    def _first_try(self) -> float:
+        return _KINK_START if self._field.kinked else _START
 
     def _stop(self, status: Status, detail: str) -> None:
-        if isinstance(self._on, _Fed):
+        if not isinstance(self._on, ShadowFlow):
             self._own_status, self._own_detail = status, detail
 
     # -- what is read -----------------------------------------------------------------------------
@@ -321,17 +279,17 @@ class FedShadow:
     @property
     def status(self) -> Status:
         """State of the flow."""
-        return self._own_status if isinstance(self._on, _Fed) else self._on.status
+        return self._on.status if isinstance(self._on, ShadowFlow) else self._own_status
 
     @property
     def detail(self) -> str:
         """What is behind the status, in words."""
-        return self._own_detail if isinstance(self._on, _Fed) else self._on.detail
+        return self._on.detail if isinstance(self._on, ShadowFlow) else self._own_detail
 
     @property
     def behind(self) -> str:
         """Why it is not where the run is, in words; empty where it is."""
-        return "" if isinstance(self._on, _Fed) else self._on.behind
+        return self._on.behind if isinstance(self._on, ShadowFlow) else ""
 
     @property
     def alive(self) -> bool:
@@ -341,25 +299,25 @@ class FedShadow:
     @property
     def solver(self) -> str:
         """Name of the solver in use."""
-        return "auto:defect" if isinstance(self._on, _Fed) else self._on.solver
+        return self._on.solver if isinstance(self._on, ShadowFlow) else f"auto:{self._on.name}"
 
     @property
     def error(self) -> float:
         """Error bar on the shadow, in the units of θ."""
         if isinstance(self._on, ShadowFlow):
             return self._on.error
-        return self._on.bar.value + self._foresight
+        return self._on.error(self._foresight)
 
     @property
     def scale(self) -> float:
         """The discrepancy that has to be resolved."""
-        return self._scale if isinstance(self._on, _Fed) else self._on.scale
+        return self._on.scale if isinstance(self._on, ShadowFlow) else self._scale
 
     def advance(self, time: float, lambda_max: float | None = None) -> bool:
         """Say whether the shadow is known at ``time``, the run's own, after what it takes."""
         if isinstance(self._on, ShadowFlow):
             return self._on.advance(time, lambda_max)
-        self._on.stepper.spectral.hint(lambda_max)
+        self._on.hint(lambda_max)
         return self.alive
 
     def state(self, time: float) -> Tensor:
@@ -378,21 +336,21 @@ class FedShadow:
         if isinstance(self._on, ShadowFlow):
             return self._on.loss(time)
         assert self._coefficients is not None
-        then, loss, slope = self._loss_at
+        then, loss, slope = self._on.loss_at
         a, b = self._coefficients
         state, field = self._on.state(time)
-        field = field + self._on.stepper.rate(time)
+        field = field + self._on.rate(time)
         gradient = field if b == 0.0 else field - b * state
         rate = float(torch.dot(gradient, field)) / a
         loss += 0.5 * (time - then) * (slope + rate)
-        self._loss_at = time, loss, rate
+        self._on.loss_at = time, loss, rate
         return loss
 
     def known_loss(self) -> tuple[Tensor, float]:
         """Return a point of the flow, shape ``[d]``, and f there."""
         if isinstance(self._on, ShadowFlow):
             return self._on.known_loss()
-        return self._on.stepper.left.state, self._node_loss
+        return self._on.known_loss
 
     def inherit(self, before: FedShadow | ShadowFlow) -> None:
         """Go on from where ``before`` stands: its error bar and its scale are taken over."""
@@ -412,12 +370,12 @@ class FedShadow:
     def state_dict(self) -> dict[str, Any]:
         """Return all that the shadow's future depends on: tensors, numbers, strings and lists."""
         on = self._on
-        parts = {"alone": on} if isinstance(on, ShadowFlow) else {"alone": None, **on._asdict()}
         return save_plain(self, _PLAIN) | {
             "status": self._own_status.value,
             "before": None if self._before is None else list(self._before),
             "foretold": self._foretold,
-            **{key: None if part is None else part.state_dict() for key, part in parts.items()},
+            "alone": on.state_dict() if isinstance(on, ShadowFlow) else None,
+            "fed": None if isinstance(on, ShadowFlow) else on.state_dict(),
         }
 
     @classmethod
@@ -434,7 +392,6 @@ class FedShadow:
         self = cls.__new__(cls)
         self._bind(objective, flow, config, resolution)
         load_plain(self, _PLAIN, saved)
-        self._loss_at = tuple(saved["loss_at"])
         self._own_status = Status(saved["status"])
         like = self._empty
         if saved["before"] is not None:
@@ -447,11 +404,10 @@ class FedShadow:
             )
             return self
         assert self._coefficients is not None
-        path = Path.resumed(self._layout, saved["path"], self._coefficients)
-        stepper = DefectStepper.resumed(self._field, saved["stepper"], like)
-        bar = self._new_bar(stepper.left)
-        bar.load_state_dict(saved["bar"])
-        self._on = _Fed(path, stepper, bar)
+        fed = saved["fed"]
+        path = Path.resumed(self._layout, fed["path"], self._coefficients)
+        kind = KinkFeed if fed["feed"] == KinkFeed.name else SmoothFeed
+        self._on = kind.resumed(self._field, path, fed, like)
         return self
 
 

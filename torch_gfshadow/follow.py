@@ -252,12 +252,11 @@ class Follower:
         return kind(*at, time=clock.time, step_size=self.step_size, resolution=resolution)
 
     def _kind(self, dim: int) -> type[ShadowFlow] | type[FedShadow]:
-        """Choose the shadow: one that the run's gradients can carry, where they turn out smooth."""
+        """Choose the shadow: one that the run's gradients can carry, where they change little."""
         parts = self._parts
-        assert parts.objective is not None
         plain = coefficients_of(parts.flow) is not None
-        fits = not parts.objective.kinked and not is_large(parts.solver, dim)
-        return FedShadow if parts.solver.fed and plain and fits else ShadowFlow
+        fits = parts.solver.fed and not is_large(parts.solver, dim)
+        return FedShadow if fits and plain else ShadowFlow
 
     def passes(self) -> bool:
         """Say whether the step to come may pass: taken in, at the cost of an addition at most."""

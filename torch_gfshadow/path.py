@@ -97,6 +97,12 @@ class Path:
             return 0.0
         return change(field, self._seen[1])
 
+    def jump(self, field: Tensor) -> float:
+        """Return how far P was off at the run's own time without F̂; 0 if not known."""
+        if self._seen is None or self._seen[0] < self.time:
+            return 0.0
+        return 0.5 * self.step_size * float(torch.linalg.vector_norm(field - self._seen[1]))
+
     def remember(self, time: float, field: Tensor) -> None:
         """Keep F̂ of a step, to tell its slope by."""
         if self._seen is not None and self._seen[0] < time:
@@ -121,16 +127,20 @@ class Path:
         then = field - span * slope
         return place - span * field + (0.5 * span * span) * slope, then
 
-    def ahead(self, time: float) -> tuple[Tensor, Tensor]:
+    def ahead(self, time: float, *, level: bool = False) -> tuple[Tensor, Tensor]:
         """Return (P, F̂) at ``time``, up to the end of the step taken in last.
 
         F̂ there is not known before the run's next gradient is; it is continued on the straight
-        line through the last two that were looked at.
+        line through the last two that were looked at, or as it is where it jumps up and down.
+
+        Args:
+            time: The moment asked for.
+            level: Whether to continue it as it is.
         """
         field = self._latest()
         tau = time - self.time
         place = (self._base + self._sum).sub_(field, alpha=0.5 * self.step_size)
-        slope, seen = None, self._seen
+        slope, seen = None, None if level else self._seen
         if seen is not None and seen[0] >= self.time:
             seen = self._earlier
         if seen is not None:

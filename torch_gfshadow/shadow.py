@@ -23,6 +23,7 @@ from torch_gfshadow.objective import Objective
 from torch_gfshadow.solvers.base import (
     Blended,
     Field,
+    HandingOver,
     Node,
     SelfGrading,
     SolverConfig,
@@ -37,7 +38,7 @@ from torch_gfshadow.status import Status
 
 _SHARE, _FLOOR = 0.3, 0.03
 """Share of what is left of the error allowance for one step, and the least that counts as left."""
-_KINK_RESOLUTION = 0.2
+KINK_RESOLUTION = 0.2
 _KINK_LONGEST = 10.0
 _BLOW_UP = 1e8
 _HOPELESS, _FARTHEST = 0.25, 20.0
@@ -47,7 +48,7 @@ _PLAIN = ["detail", "_step_size", "_curvature", "_origin", "_first_norm", "_scal
 _PLAIN += ["behind", "_evals", "_steps_of_run", "_now"]
 
 
-class _Pace(NamedTuple):
+class Pace(NamedTuple):
     """Across kinks accuracy is dear and has no end: what may be spent on it.
 
     Up to ``free`` + ``per_step``·k evaluations by step k of the run. What is not spent yet is
@@ -57,15 +58,22 @@ class _Pace(NamedTuple):
     free: float
     per_step: float
 
-    def shortest(self, spent: int, steps: int, step_size: float) -> float:
-        """Return the step size of a solver that spends as much as it may, 3 evaluations in 2."""
+    def shortest(self, spent: int, steps: int, step_size: float, price: float = 1.5) -> float:
+        """Return the step size of a solver that spends as much as it may.
+
+        Args:
+            spent: Evaluations so far.
+            steps: Steps of the run so far.
+            step_size: Their η.
+            price: Evaluations in one of the solver's steps, its companion's included.
+        """
         left = max(self.free + self.per_step * steps - spent, 0.0)
-        return 1.5 * step_size / (self.per_step + left / (steps + _KINK_START))
+        return price * step_size / (self.per_step + left / (steps + _KINK_START))
 
 
 _KINK_START = 30
-_KINK_DEFAULT = _Pace(free=250, per_step=0.4)
-_KINK_ASKED = _Pace(free=350, per_step=1.2)
+_KINK_DEFAULT = Pace(free=250, per_step=0.4)
+_KINK_ASKED = Pace(free=350, per_step=1.2)
 
 
 class FlowField:
@@ -391,6 +399,9 @@ class ShadowFlow:
 
     def hand_over(self) -> Tensor | None:
         """Return an error as long as the bar, pointing as it does by estimate, shape ``[d]``."""
+        stepper = self._stepper
+        if self._own_error is not None and isinstance(stepper, HandingOver):
+            return stepper.hand_over()
         return self._bar.hand_over()
 
     def take_over(self, error: Tensor | None, size: float = 0.0) -> None:
@@ -519,7 +530,7 @@ class ShadowFlow:
 
     def _target(self) -> float:
         """Error bar aimed at."""
-        default = _KINK_RESOLUTION if self._stepper.rough else 0.1
+        default = KINK_RESOLUTION if self._stepper.rough else 0.1
         return 0.8 * (self.resolution or default) * self._scale
 
     def _tolerance(self) -> float:

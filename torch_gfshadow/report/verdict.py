@@ -67,7 +67,7 @@ def judge(records: Sequence[Record], anew: bool = False) -> Verdict:
     travelled = 0.0 if anew else last.distance_from_init or 0.0
     share = f", {value / travelled:.2%} of the {travelled:.3g} it travelled" if travelled else ""
     known = f"{where} {value:.2g} ± {bar:.1g} from {flow}{share}."
-    caveat = _BRANCHES if "adams2" in last.solver else ""
+    caveat = _BRANCHES if last.solver.endswith(("adams2", "slabs")) else ""
     if bar <= RESOLUTION * value:
         return Verdict("resolved", f"Resolved to {_share(bar, value)}: {known}{caveat}")
     if bar < value:

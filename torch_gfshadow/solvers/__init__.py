@@ -38,7 +38,7 @@ def gfshadow_solvers() -> list[SolverSpec]:
         SolverSpec(
             name="auto",
             factory=Auto,
-            summary="dopri5, rkc2 or the run's own gradients on smooth fields, adams2 across kinks",
+            summary="the run's own gradients where they change little; dopri5, rkc2, adams2 alone",
         ),
         SolverSpec(
             name="bosh3",

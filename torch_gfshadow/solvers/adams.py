@@ -149,6 +149,12 @@ class AdamsStepper:
         self._coarse.node = Node(node.time, node.state - error, node.field)
         self._gap = math.hypot(self._gap, float(torch.linalg.vector_norm(error)))
 
+    def hand_over(self) -> Tensor | None:
+        """Return an error as long as the bar, pointing as it does by estimate, shape ``[d]``."""
+        apart = (self.left if self._done else self.right).state - self._coarse.node.state
+        size = float(torch.linalg.vector_norm(apart))
+        return apart * (self.error / size) if size > 0.0 else None
+
     def shift(self, offset: Tensor) -> None:
         """Move both solutions; their slopes are left to :meth:`refresh`."""
         for line in (self._fine, self._coarse):
@@ -239,8 +245,24 @@ class AdamsStepper:
 
     def _resize(self, h: float, tolerance: float, shortest: float, longest: float) -> None:
         self._done = 0.0
-        wanted = h * (tolerance / max(self.error, 1e-300)) ** _GAIN
-        if wanted < h and self._increment <= _NEGLIGIBLE * tolerance:
-            wanted = h  # the error is of old; shorter steps would not lessen it
-        wanted = max(min(wanted, longest), shortest)
-        self.next_step = min(max(wanted, h * _SHRINK), h * _GROW)
+        self.next_step = resized(h, self.error, self._increment, tolerance, shortest, longest)
+
+
+def resized(
+    h: float, error: float, increment: float, tolerance: float, shortest: float, longest: float
+) -> float:
+    """Return the length of the next steps after steps of length ``h``.
+
+    Args:
+        h: In flow time, as ``shortest`` and ``longest`` are.
+        error: The error bar.
+        increment: What the last steps added to the distance of the two solutions.
+        tolerance: What the error bar may come to.
+        shortest: Lower limit.
+        longest: Upper limit, below the other one where both cannot be kept.
+    """
+    wanted = h * math.pow(tolerance / max(error, 1e-300), _GAIN)
+    if wanted < h and increment <= _NEGLIGIBLE * tolerance:
+        wanted = h  # the error is of old; shorter steps would not lessen it
+    wanted = max(min(wanted, longest), shortest)
+    return min(max(wanted, h * _SHRINK), h * _GROW)

@@ -248,6 +248,15 @@ class SelfGrading(Protocol):
 
 
 @runtime_checkable
+class HandingOver(Protocol):
+    """A stepper whose own estimate of its error can be taken over by another solver."""
+
+    def hand_over(self) -> Tensor | None:
+        """Return an error as long as the bar, pointing as it does by estimate; or ``None``."""
+        ...
+
+
+@runtime_checkable
 class Refreshing(Protocol):
     """A stepper that can be told that the field has changed."""
 
