@@ -45,18 +45,8 @@ PRICE = (SLABS + 1) / SLABS
 """Evaluations in a slab."""
 _FADES = 0.8
 """What is left, a slab later, of the largest change of S' from one slab to the next."""
-_PLAIN = [
-    "next_step",
-    "evaluations",
-    "_gap",
-    "_increment",
-    "_h",
-    "_lambda_max",
-    "_fell",
-    "_square",
-    "_number",
-]
-_PLAIN += ["_middle_at", "_evaluated", "_turn"]
+_PLAIN = ["next_step", "evaluations", "_gap", "_increment", "_h", "_number", "_middle_at"]
+_PLAIN += ["_lambda_max", "_fell", "_square", "_evaluated", "_turn"]
 
 
 class _Line:
@@ -216,9 +206,8 @@ class SlabStepper:
 
     def hand_over(self) -> Tensor | None:
         """Return an error as long as the bar, pointing as it does by estimate, shape ``[d]``."""
-        apart = self._fine.offset - self._coarse.offset
-        size = float(torch.linalg.vector_norm(apart))
-        return apart * (self.error / size) if size > 0.0 else None
+        size = float(torch.linalg.vector_norm(self._apart))
+        return self._apart * (self.error / size) if size > 0.0 else None
 
     def evaluate(self, path: Tensor, tolerance: float) -> Tensor:
         """Evaluate what is due at the middle of a slab.
