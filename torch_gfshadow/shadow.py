@@ -211,6 +211,7 @@ class ShadowFlow:
         step_size: η of the step to come; sets the first step and the scale of resolution.
         resolution: Asked solver error over discrepancy; ``None`` asks for 0.1 on smooth fields
             and, across kinks, for what half an evaluation per step buys.
+        first: First step that the solver is offered, in units of η.
     """
 
     dear = 1.0
@@ -227,6 +228,7 @@ class ShadowFlow:
         time: float,
         step_size: float,
         resolution: float | None,
+        first: float = 0.1,
     ) -> None:
         self._bind(objective, flow, config, resolution)
         self._low = config.is_low(self._field, theta.numel())
@@ -238,7 +240,7 @@ class ShadowFlow:
         self._origin = self._now = time
         self._first_norm = float(torch.linalg.vector_norm(start))
         self._scale = self._local_scale(node)
-        self._stepper: Stepper = config.start(self._field, node, 0.1 * self._step_size)
+        self._stepper: Stepper = config.start(self._field, node, first * self._step_size)
         self._bar = self._new_bar(node)
         self._evals, self._steps_of_run = 0, 0
 

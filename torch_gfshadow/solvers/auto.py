@@ -67,7 +67,7 @@ class AutoStepper:
         if isinstance(field, AveragingField) and field.kinked:
             # The pairs hardly see a single kink in a step, and few kinks look smooth when sampled:
             # on small networks their bar was 25 times too low. adams2 compares two solutions.
-            self._inner = self._adams(node, first_step)
+            self._inner = self._adams(node, 4.0 * first_step)
         elif low or node.field.numel() > SMALL:
             self._inner = self._rkc2(node, first_step)
         else:
