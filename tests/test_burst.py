@@ -127,3 +127,25 @@ def test_max_burst_is_checked_and_open_with_max_evals():
     model, data = network(nn.Tanh)
     _, costs = train(model, data, 1e3, 1, solver=Auto(max_evals=None))
     assert max(costs) > LIMIT
+
+
+def test_what_hides_behind_a_mismatch_is_said_where_there_is_no_value():
+    model, data = network(nn.Tanh)
+    half = data[0][:32], data[1][:32]
+    optimizer = torch.optim.SGD(model.parameters(), lr=30.0)
+    shadow = gfs.attach(
+        optimizer, model, cross_entropy, data=data, probes=(), solver=Auto(max_burst=2.0),
+        on_error="raise",
+    )  # fmt: skip
+    for _ in range(4):
+        optimizer.zero_grad()
+        cross_entropy(model, half).backward()
+        optimizer.step()
+    rows = [r for r in shadow.records if r.status is Status.MISMATCH]
+    missing = [r for r in rows if r.discrepancy is None]
+    assert missing
+    for row in missing:
+        assert "cosine" in row.status_detail
+        assert "And no discrepancy: " in row.status_detail
+        assert any(s.sentence in row.status_detail for s in (Status.BEHIND, Status.TRUNCATED))
+    assert all("And no" not in r.status_detail for r in rows if r.discrepancy is not None)

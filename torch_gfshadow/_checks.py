@@ -64,7 +64,10 @@ def explain(error: Exception, batch: Any, layout: Layout) -> str:
     else:
         kinds = [t.dtype for t in leaves(batch) if isinstance(t, Tensor)]
         if kinds and not any(kind.is_floating_point for kind in kinds):
-            fix = f"The batch holds no floating-point tensor, only {kinds[0]}: cast the inputs."
+            fix = (
+                f"The batch holds no floating-point tensor, only {kinds[0]}: cast the "
+                "inputs, unless they are indices; see whether your own loop raises it, too."
+            )
     return must(
         "objective",
         "a function (model, batch) -> scalar loss that runs on the data",

@@ -398,8 +398,11 @@ class Follower:
         if (solver_error or 0.0) > (math.inf if discrepancy is None else discrepancy):
             found.append((Status.UNRESOLVED, "the error bar exceeds the discrepancy"))
         status = worst(s for s, _ in found)
-        details = [f"{d}. {s.sentence}" if d else s.sentence for s, d in found if s is status]
-        return status, details[0] if details else ""
+        details = [_words(s, d) for s, d in found if s is status][:1]
+        if discrepancy is None:  # and the worst status may be about something else
+            missing = [_words(s, d) for s, d in self._of_shadow() if s is not status]
+            details += [f"And no discrepancy: {words}" for words in missing]
+        return status, " ".join(details)
 
     def _of_audit(self) -> list[tuple[Status, str]]:
         if self.audit.kind == "mismatch":
@@ -415,6 +418,10 @@ class Follower:
             return [(self.shadow.status, self.shadow.detail)]
         behind = self.shadow.behind
         return [(Status.BEHIND, behind)] if behind else []
+
+
+def _words(status: Status, detail: str) -> str:
+    return f"{detail}. {status.sentence}" if detail else status.sentence
 
 
 def seen(discrepancy: float, distance: float, error: float, loss: float | None) -> dict[str, Any]:

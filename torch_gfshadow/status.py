@@ -81,7 +81,8 @@ _SENTENCES = {
         "The shadow starts anew with these, where the run stands; discrepancies start from 0."
     ),
     Status.EXTERNAL_EDIT: (
-        "The parameters were changed outside the optimizer. "
+        "The parameters were changed outside the optimizer (a forward pass does that to "
+        "nn.Embedding(max_norm=...)). "
         "The shadow was resynchronised there; discrepancies start anew."
     ),
     Status.STIFF: (
