@@ -166,6 +166,40 @@ def test_a_list_of_the_models_grows_by_its_own_passes_only(probes):
     assert shadow.records[-1].audit == "match"
 
 
+class Graph(nn.Module):
+    """Neighbours as sparse matrices, among buffers and attributes, and a buffer that is NaN."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(X, 3)
+        near = (torch.rand(16, 16) > 0.6).float()
+        self.register_buffer("near", near.to_sparse())
+        self.register_buffer("unset", torch.full((2,), torch.nan))
+        self.register_buffer("none", None)
+        self.kept = near.to_sparse()
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        return (self.near @ h + self.kept @ h).square().mean()
+
+
+@pytest.mark.parametrize("mode", ["reference", "batch"])
+def test_sparse_buffers_are_no_trouble(mode):
+    torch.manual_seed(0)
+    model, x = Graph(), torch.randn(16, X)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    data = x if mode == "reference" else None
+    shadow = gfs.attach(optimizer, model, call, data=data, mode=mode, on_error="raise")
+    for _ in range(3):
+        if mode == "batch":
+            shadow.observe(x)
+        optimizer.zero_grad()
+        model(x).backward()
+        optimizer.step()
+    assert shadow.records[-1].audit == "match"
+    assert shadow.records[2].lambda_max > 0
+
+
 def test_what_is_held_is_what_moves():
     _, shadow = run(Teacher, "observe", steps=2)
     places = shadow._tracker.follower._observed.places
