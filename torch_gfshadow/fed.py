@@ -211,7 +211,7 @@ class FedShadow:
     def _go_on(self, fed: Feed, grads: list[Tensor] | None, time: float, step_size: float) -> None:
         path = fed.path
         if grads is None:
-            self._leave(fed, fed.state(time)[0], time, step_size)
+            self._leave(fed, fed.state(time)[0], time, step_size, seen=False)
             return
         if time <= path.time:
             path.undo(grads)
@@ -237,13 +237,17 @@ class FedShadow:
         """Return how far the run is from ``state``."""
         return float(torch.linalg.vector_norm(self._layout.current(state.dtype).sub_(state)))
 
-    def _leave(self, fed: Feed, state: Tensor, time: float, step_size: float) -> None:
-        """Go on alone from ``state``, with the error bar of ``fed``."""
+    def _leave(
+        self, fed: Feed, state: Tensor, time: float, step_size: float, *, seen: bool = True
+    ) -> None:
+        """Go on alone from ``state``, with the error bar of ``fed``; ``seen``: F̂ there is known."""
         known = self._objective.loss_and_grad(state, "flow")
         self._on = alone = self._started(state, known, time, step_size)
         self._foretold = None
         alone.observe(self._scale)
-        alone.take_over(fed.hand_over(), self._foresight)
+        alone.take_over(fed.hand_over())
+        if not seen or isinstance(fed, KinkFeed):
+            alone.take_over(fed.path.unsure(self._foresight))
         self._try_at = time + _PATIENCE * 2.0**self._returns * step_size
         self._returns += 1
 

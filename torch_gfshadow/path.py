@@ -150,6 +150,14 @@ class Path:
             return place, field
         return place.add_(slope, alpha=0.5 * tau * tau), torch.add(field, slope, alpha=tau)
 
+    def unsure(self, size: float) -> Tensor | None:
+        """Return a vector of length ``size`` along the change of F̂, which :meth:`ahead` guesses."""
+        if self._seen is None:
+            return None
+        turn = self._seen[1] if self._earlier is None else self._seen[1] - self._earlier[1]
+        norm = float(torch.linalg.vector_norm(turn))
+        return turn * (size / norm) if norm > 0.0 else None
+
     def shift(self, offset: Tensor) -> None:
         """Move P by ``offset``, shape ``[d]``, for good."""
         self._base.add_(offset)

@@ -406,11 +406,9 @@ class ShadowFlow:
             return stepper.hand_over()
         return self._bar.hand_over()
 
-    def take_over(self, error: Tensor | None, size: float = 0.0) -> None:
-        """Add to the bar an error of :meth:`hand_over`, and one of which only the norm is known."""
-        if error is not None:
-            self._bar.inherit(error)
-        self._bar.add_norm(size)
+    def take_over(self, error: Tensor | None) -> None:
+        """Add an error of :meth:`hand_over` to the bar."""
+        self._bar.inherit(error)
 
     def spectral(self, field: Field) -> SpectralRadius:
         """Return what the solver knows of the stiffness, for another solver on ``field``."""

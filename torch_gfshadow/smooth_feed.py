@@ -81,11 +81,11 @@ class SmoothFeed:
                     node,
                     min(stepper.stability, stepper.h_lambda),
                     step.scale,
-                    stepper.ungraded,
-                    stepper.stages,
+                    evaluations=stepper.stages,
                 )
                 self.known_loss = node.state, self.loss_at[1]
                 stepper.proceed(node, then, self._tolerance(step.target))
+                bar.expect(stepper.ungraded, node.time, stepper.length)
                 restless = stepper.next_step < _SHORTEST * step.size
                 ended = True
         return Seen(ended, restless)
@@ -113,10 +113,12 @@ class SmoothFeed:
 
     def error(self, foresight: float) -> float:
         """Return the error bar: of D, and of P at the run's own time."""
+        self._bar.at(self.path.time + self.path.step_size)
         return self._bar.value + foresight
 
     def hand_over(self) -> Tensor | None:
         """Return an error as long as the bar, pointing as it does by estimate, shape ``[d]``."""
+        self._bar.at(self.path.time + self.path.step_size)
         return self._bar.hand_over()
 
     def state_dict(self) -> dict[str, Any]:

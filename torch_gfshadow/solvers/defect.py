@@ -105,6 +105,11 @@ class DefectStepper:
         return self.left.time + self._h * times_of(self._stages)[self._stage]
 
     @property
+    def length(self) -> float:
+        """Length of the step under way."""
+        return self._h
+
+    @property
     def stages(self) -> int:
         """Stages of the step under way, each one evaluation."""
         return self._stages

@@ -115,9 +115,12 @@ class ErrorBar:
         """Return ε as long as the bar, shape ``[d]``, and start again from zero.
 
         For a stepper that carries its own estimate from here. ``None`` where there is no error.
+        Recent local errors are part of ε and do not count twice: their share of the bar passes,
+        and what is handed over stays.
         """
-        error, size = self._error + self._pending, self.value
+        error = self._error + self._pending
         norm = float(torch.linalg.vector_norm(error))
+        size = SAFETY * math.hypot(norm, self._ungraded) + self._linear
         self._error, self._pending = (self._zeros(error, error.dtype) for _ in range(2))
         self._norm = self._recent = self._ungraded = self._linear = 0.0
         return error * (size / norm) if norm > 0.0 else None
@@ -210,11 +213,14 @@ class ErrorBar:
     def _probe_size(self, node: Node) -> float:
         """Length of the perturbation that stands for ε.
 
-        Far above rounding; and across kinks long enough that they average out. Between two points
-        a distance p apart the jumps add up to √p, so their share of the difference quotient falls
-        as 1/√p, and a short quotient takes single crossings for curvature. (From 10 to 40
-        discrepancies the error bar does not change; at 1 it is three times too large.)
+        That of the bar, where rounding allows it: at a distance of the discrepancy the field may
+        bend the other way, and an error that decays was taken for one that grows. Across kinks
+        long enough that they average out: between two points a distance p apart the jumps add up
+        to √p, so their share of the difference quotient falls as 1/√p, and a short quotient takes
+        single crossings for curvature. (From 10 to 40 discrepancies the error bar does not change;
+        at 1 it is three times too large.)
         """
-        floor = 1e-5 * float(torch.linalg.vector_norm(node.state)) + 1e-12
-        wide = _ACROSS_KINKS if self.two_sided else 1.0
-        return max(SAFETY * self._norm, wide * self._scale, floor)
+        rounding = min(max(math.sqrt(torch.finfo(self._error.dtype).eps), 1e-5), 3e-4)
+        floor = rounding * float(torch.linalg.vector_norm(node.state)) + 1e-12
+        wide = _ACROSS_KINKS * self._scale if self.two_sided else 0.0
+        return max(SAFETY * self._norm, wide, floor)
