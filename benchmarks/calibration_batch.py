@@ -19,6 +19,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from calibration import (
     COVERAGE,
@@ -39,6 +40,7 @@ import torch_gfshadow as gfs
 from torch_gfshadow.flows.base import lifted, position
 
 Make = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Slope = Callable[[np.ndarray], np.ndarray]
 SUBSTEPS = 60
 
 
@@ -59,6 +61,8 @@ class Case(NamedTuple):
     accumulate: int = 1
     flow: str = "auto"
     small: bool = False
+    by_class: bool = False
+    """Whether every batch is of one class: rows that are neighbours by their first target."""
 
 
 class Result(NamedTuple):
@@ -89,6 +93,28 @@ def labelled(build: Callable[[int], Problem]) -> Callable[[int], Problem]:
     return lambda seed: build(seed)._replace(loss=logistic)
 
 
+def normed(activation: Callable[[], nn.Module]) -> Callable[[int], Problem]:
+    """Return a network with batch normalisation; every batch has its own statistics."""
+
+    def build(seed: int) -> Problem:
+        model, loss, data = dense(activation)(seed)
+        first, *rest = model
+        return Problem(nn.Sequential(first, nn.BatchNorm1d(8, dtype=F64), *rest), loss, data)
+
+    return build
+
+
+def dropping(activation: Callable[[], nn.Module]) -> Callable[[int], Problem]:
+    """Return a network with dropout; every batch has its own mask."""
+
+    def build(seed: int) -> Problem:
+        model, loss, data = dense(activation)(seed)
+        *rest, last = model
+        return Problem(nn.Sequential(*rest, nn.Dropout(0.3), last), loss, data)
+
+    return build
+
+
 ADAM = {"betas": (0.9, 0.99)}
 SUITE = [
     Case("tanh", dense(nn.Tanh), sgd(0.05), small=True),
@@ -116,6 +142,16 @@ SUITE = [
     Case("relu, classes", labelled(dense(nn.ReLU, (4, 16, 4), 64)), sgd(0.3), batch=16),
     Case("relu, conv", conv(nn.ReLU, 24), sgd(0.1)),
     Case("relu, momentum", dense(nn.ReLU, (4, 8, 8, 2)), sgd(0.01, momentum=0.9)),
+    Case("relu, batches of 4", dense(nn.ReLU, (4, 8, 8, 2)), sgd(0.05), batch=4, small=True),
+    Case("relu, slow, of 2", dense(nn.ReLU, (4, 8, 8, 2)), sgd(0.005), batch=2),
+    Case("relu, by class", dense(nn.ReLU, (4, 8, 8, 2)), sgd(0.05), by_class=True),
+    Case("relu, accumulated", dense(nn.ReLU, (4, 8, 8, 2)), sgd(0.05), batch=4, accumulate=3),
+    Case("relu, normed", normed(nn.ReLU), sgd(0.05)),
+    Case("relu, dropout", dropping(nn.ReLU), sgd(0.05)),
+    Case("tanh, batches of 4", dense(nn.Tanh), sgd(0.1), batch=4),
+    Case("tanh, by class", dense(nn.Tanh), sgd(0.1), by_class=True),
+    Case("tanh, normed", normed(nn.Tanh), sgd(0.1)),
+    Case("tanh, dropout", dropping(nn.Tanh), sgd(0.1)),
 ]
 
 
@@ -123,8 +159,10 @@ def run(case: Case, seed: int, dtype: torch.dtype, substeps: int = SUBSTEPS) -> 
     """Train on minibatches with the shadow beside the run; compare every record."""
     model, loss, data = cast(case.build(seed), dtype)
     exact = cast(Problem(model, loss, data), F64)
-    names = [type(m).__name__ for m in model.modules()]
-    kinked = "ReLU" in names
+    kinked = any(isinstance(part, nn.ReLU) for part in model.modules())
+    for part in exact.model.modules():
+        if isinstance(part, nn.BatchNorm1d):  # statistics of the batch alone
+            part.running_mean = part.running_var = part.num_batches_tracked = None
     optimizer = case.make(model.parameters())
     shadow = gfs.attach(
         optimizer, model, loss, flow=case.flow, probes=(), bounds=(), on_error="raise"
@@ -133,16 +171,17 @@ def run(case: Case, seed: int, dtype: torch.dtype, substeps: int = SUBSTEPS) -> 
     draw, state = torch.Generator().manual_seed(seed + 100), None
     bars, errors, discrepancies = [], [], []
     for _ in range(case.steps):
-        rows = torch.randint(len(data[0]), (case.accumulate, case.batch), generator=draw)
+        rows, pieces = rows_of(case, data, draw), []
         optimizer.zero_grad()
         for row in rows:
+            piece = exact._replace(data=(exact.data[0][row], exact.data[1][row]))
+            pieces.append(replayed(slope_of(piece)))
             batch = (data[0][row], data[1][row])
             shadow.observe(batch)
             (loss(model, batch) / case.accumulate).backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), case.clip)
         factor = min(1.0, case.clip / (float(norm) + 1e-6))
-        every = rows.flatten()
-        slope = slope_of(exact._replace(data=(exact.data[0][every], exact.data[1][every])))
+        slope = mean_of(pieces)
         if state is None:
             theta = layout.current(F64)
             used = factor * torch.from_numpy(-slope(theta.numpy()))
@@ -174,6 +213,32 @@ def run(case: Case, seed: int, dtype: torch.dtype, substeps: int = SUBSTEPS) -> 
         statistics.median(b / d for b, d in zip(bars, discrepancies, strict=True)),
         sum(n for purpose, n in grads.items() if purpose != "setup") / case.steps,
     )
+
+
+def rows_of(case: Case, data: tuple[Tensor, Tensor], draw: torch.Generator) -> Tensor:
+    """Return the rows of a step's batches, one batch a row."""
+    if not case.by_class:
+        return torch.randint(len(data[0]), (case.accumulate, case.batch), generator=draw)
+    targets = data[1] if data[1].ndim == 1 else data[1][:, 0]
+    first = torch.randint(len(targets) - case.batch, (case.accumulate,), generator=draw)
+    return torch.stack([targets.argsort()[at : at + case.batch] for at in first.tolist()])
+
+
+def replayed(slope: Slope) -> Slope:
+    """Return ``slope`` with the random numbers of this moment, whenever it is called."""
+    state = torch.get_rng_state()
+
+    def again(y: np.ndarray) -> np.ndarray:
+        with torch.random.fork_rng(devices=()):
+            torch.set_rng_state(state)
+            return slope(y)
+
+    return again
+
+
+def mean_of(slopes: Sequence[Slope]) -> Slope:
+    """Return the mean of the slopes of a step's batches."""
+    return lambda y: sum(slope(y) for slope in slopes) / len(slopes)
 
 
 def across(field: Callable[[Tensor], Tensor], y: Tensor, span: float, substeps: int) -> Tensor:

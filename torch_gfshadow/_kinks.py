@@ -91,6 +91,22 @@ class Noting(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class Placing(TorchFunctionMode):
+    """Notes how far beyond the kinks that a ``Glance`` would meet the entries are, in its order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beyond: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``; note its input before, for it may work in place."""
+        z = signal_of(func, args) if is_ours(func, args, kwargs) else None
+        if z is not None and z.requires_grad:
+            ramps = RELU if func in PAIRS else RULES[func](args, kwargs or {})
+            self.beyond += [z.detach() - at for at, _ in ramps.jumps] if ramps else []
+        return func(*args, **(kwargs or {}))
+
+
 class Averaging(TorchFunctionMode):
     """Gives the same activations the average of their slopes between ``entered`` and its mirror.
 

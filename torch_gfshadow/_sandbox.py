@@ -15,7 +15,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 
 from torch_gfshadow._batch import map_tensors
 from torch_gfshadow._host import Host
-from torch_gfshadow._kinks import Averaging, Glance, Noting
+from torch_gfshadow._kinks import Averaging, Glance, Noting, Placing
 from torch_gfshadow._moment import Moment, Place
 from torch_gfshadow._plain import load_attributes, to_plain
 from torch_gfshadow._purity import is_compiled, isolated, unwrap
@@ -267,6 +267,16 @@ class Sandbox:
         with torch.no_grad(), self.swapped(params, dtype), noting:
             self.forward(cast_batch(batch, dtype))
         return noting.inputs
+
+    def beyond(self, theta: Tensor, chunks: Iterable[tuple[Any, float]]) -> list[Tensor]:
+        """Return how far beyond every kink its entries are, as a ``Glance`` meets them."""
+        placing = Placing()
+        with self.guard():
+            params = self.params_at(theta, requires_grad=True)
+            for batch, _ in chunks:
+                with self.swapped(params), placing:
+                    self.forward(batch)
+        return placing.beyond
 
     def _stretched(
         self,

@@ -16,9 +16,14 @@ from torch_gfshadow._blocks import Pieces, Terms
 from torch_gfshadow._plain import load_attributes, saved_attributes
 from torch_gfshadow.flows.base import position
 from torch_gfshadow.shadow import FlowField
+from torch_gfshadow.sides import Branching, followed
+from torch_gfshadow.solvers.storage import SMALL
 
 EVALS = 4
-"""Gradients that one midpoint step of the coarse solution costs, with its two of the fine one."""
+"""Gradients that one midpoint step of the coarse solution costs, with its two of the fine one;
+more where entries are held at kinks."""
+_LEAST = 1e-3
+"""Of the way of a step: what the two solutions are taken to be apart before they are."""
 
 
 class PieceField(FlowField):
@@ -31,10 +36,10 @@ class PieceField(FlowField):
         self.grad = grad
         return super().remember(loss, state, grad)
 
-    def midpoint(self, state: Tensor, h: float, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the point half a step ahead along ``slope``, and the slope of the step there."""
+    def midpoint(self, state: Tensor, h: float, slope: Tensor) -> Tensor:
+        """Return the slope of the step ``h``, half of it ahead along ``slope``."""
         middle = torch.add(state, slope, alpha=0.5 * h)
-        return middle, self.averaged(middle, state) if self.kinked else self(middle)
+        return self.averaged(middle, state) if self.kinked else self(middle)
 
     @property
     def pieces(self) -> Pieces:
@@ -211,15 +216,29 @@ class FullPair:
         """Follow ``field`` as in :class:`Pair`."""
         fine, coarse, h = self._fine, self._coarse, span / steps
         slope = None if known is None else field.remember(known[0], fine, known[1])
+        sided, branching = field.kinked and fine.numel() <= SMALL, Branching()
         for _ in range(steps):
             # the coarse solution's slope shows the fine one the way, too: what it is off enters
             # by h²
             first = field(coarse) if slope is None else slope
-            coarse = torch.add(coarse, field.midpoint(coarse, h, first)[1], alpha=h)
-            middle, early = field.midpoint(fine, 0.5 * h, first)
-            before = field.grad
+            if sided:
+                apart = max(_norm(fine - coarse), _LEAST * h * _norm(first))
+                whole, theirs = followed(field, coarse, h, first, apart)
+                early, ours = followed(field, fine, 0.5 * h, first, apart, theirs)
+                before, sides = field.grad, (theirs, ours)
+                whole = branching.taken(field, coarse, h, first, whole, sides, apart)
+            else:
+                whole = field.midpoint(coarse, h, first)
+                early = field.midpoint(fine, 0.5 * h, first)
+                before = field.grad
+            coarse = torch.add(coarse, whole, alpha=h)
             fine = torch.add(fine, early, alpha=0.5 * h)
-            middle, late = field.midpoint(fine, 0.5 * h, 2.0 * early - first)
+            onward = 2.0 * early - first
+            middle = torch.add(fine, onward, alpha=0.25 * h)
+            if sided:
+                late, _ = followed(field, fine, 0.5 * h, onward, apart)
+            else:
+                late = field.midpoint(fine, 0.5 * h, onward)
             fine = torch.add(fine, late, alpha=0.5 * h)
             slope = None
         # Taylor's formula from the last midpoint; the gradient turns half as much again until

@@ -144,6 +144,14 @@ class Objective:
         loss, grad = self.sandbox.gradient(theta, self._chunks, entered=entered, glance=glance)
         return self.mean(loss), self.averaged(grad)
 
+    def beyond(self, theta: Tensor, purpose: str) -> list[Tensor]:
+        """Return how far beyond each kink its entries are at θ, one forward pass over the data.
+
+        In the order in which a ``glance`` meets them; of this rank's part of the data.
+        """
+        self.ledger.losses[purpose] += 1
+        return self.sandbox.beyond(theta, self._chunks)
+
     def add_grad(
         self,
         out: Tensor,

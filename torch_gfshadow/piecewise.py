@@ -6,7 +6,9 @@ single step. Two solutions are carried from piece to piece: a coarse one takes m
 a fine one, the shadow, takes two of half the length for each. Their distance is the error bar. Both
 see all that happens to an error, growth and decay, curvature, kinks, rounding, and nothing about
 it is linearised or fitted. On smooth fields the fine solution is three times closer to the flow,
-or more. Where the model has kinks, the midpoint slopes are averaged over the step (see ``_kinks``).
+or more. Where the model has kinks, the midpoint slopes are averaged over the step (see
+``_kinks``), and entries that are held at a kink, or might be on its other side, are looked after
+(see ``sides``).
 
 Source: step doubling, Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, II.4,
 applied to the global error.
@@ -182,9 +184,11 @@ class PiecewiseFlow:
             margin = 1.0 if self._thrifty else 2.0
             fair = math.ceil(steps * math.sqrt(min(margin * added / aim, 16.0)))
             return (min(fair, most),) * 2
-        if bar > aim:
-            return steps, min(steps + (added > _OLD * aim), most)
         less = steps - 1
+        if bar > aim:
+            old = added <= _OLD * aim
+            fewer = old and less and added * (steps / less) ** 2 <= _OLD * aim
+            return steps, less if fewer else min(steps + (not old), most)
         return steps, less if less and bar + added * (steps / less) ** 2 < _WASTE * aim else steps
 
     def _aim(self, end: Crossing, scale: float, kinked: bool) -> float:
