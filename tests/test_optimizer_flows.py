@@ -221,3 +221,32 @@ def test_groups_a_flow_cannot_follow_are_refused_at_attach():
     adam = torch.optim.Adam([{"params": [model[0]], "lr": 0.1}, {"params": [model[1]]}])
     with pytest.raises(ValueError, match=r"^param_groups must agree in lr, eps and betas"):
         gfs.attach(adam, model, fn, data=H)
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW])
+def test_adam_on_a_relu_network_is_resolved_from_the_first_steps_on(make):
+    torch.manual_seed(0)
+    x, model = (
+        torch.randn(128, 10),
+        nn.Sequential(nn.Linear(10, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 3)),
+    )
+    y = (x @ torch.randn(10, 3)).argmax(1)
+    optimizer = make(model.parameters(), lr=1e-3)
+    shadow = gfs.attach(
+        optimizer,
+        model,
+        lambda m, batch: nn.functional.cross_entropy(m(batch[0]), batch[1]),
+        data=(x, y),
+        probes=(),
+        bounds=(),
+        on_error="raise",
+    )
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    ratios = [r.solver_error / r.discrepancy for r in shadow.records[1:]]
+    assert sum(ratio < 0.5 for ratio in ratios) >= 36
+    grads = shadow.summary()["by_purpose"]["grads"]
+    assert (grads["flow"] + grads.get("error", 0)) / 40 < 12
+    shadow.detach()

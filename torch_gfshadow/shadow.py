@@ -74,6 +74,9 @@ class Pace(NamedTuple):
 _KINK_START = 30
 _KINK_DEFAULT = Pace(free=250, per_step=0.4)
 _KINK_ASKED = Pace(free=350, per_step=1.2)
+_ROOT_DEFAULT, _ROOT_ASKED = Pace(free=400, per_step=2.0), Pace(free=500, per_step=4.0)
+"""With the root of a running mean beside the kinks: it forgets within steps of the run, however
+smooth its path is."""
 
 
 class FlowField:
@@ -550,7 +553,10 @@ class ShadowFlow:
         longest = _KINK_LONGEST * self._step_size
         if curvature > 0.0:
             longest = min(longest, 0.4 / curvature)
-        pace = _KINK_DEFAULT if self.resolution is None else _KINK_ASKED
+        default, asked = (
+            (_KINK_DEFAULT, _KINK_ASKED) if self._field.smooth else (_ROOT_DEFAULT, _ROOT_ASKED)
+        )
+        pace = default if self.resolution is None else asked
         shortest = pace.shortest(self._evals, self._steps_of_run, self._step_size)
         return min(shortest, longest), longest
 

@@ -50,6 +50,8 @@ from torch_gfshadow.solvers.storage import SMALL
 _WINDOW, _REJECTIONS = 12, 4
 _PAIR_COST, _PAIR_LIMIT = 6, 2.65
 """Evaluations of a dopri5 step, and the h·λ_max it keeps up without wasting steps (of 3.31)."""
+_FIRST, _FIRST_OF_ROOTS = 4.0, 0.2
+"""The first step of adams2 over the one asked for; the root of a running mean in the field."""
 _RESTLESS, _RELUCTANT, _NEAR = 3, 1.3, 0.85
 _PLAIN = ["_patience", "_stay", "_wasteful", "_returns", "_may_be_rough", "_told"]
 
@@ -67,7 +69,9 @@ class AutoStepper:
         if isinstance(field, AveragingField) and field.kinked:
             # The pairs hardly see a single kink in a step, and few kinks look smooth when sampled:
             # on small networks their bar was 25 times too low. adams2 compares two solutions.
-            self._inner = self._adams(node, 4.0 * first_step)
+            # means that start to fill turn sharply, and an error of the first step stays
+            first = _FIRST if getattr(field, "smooth", True) else _FIRST_OF_ROOTS
+            self._inner = self._adams(node, first * first_step)
         elif low or node.field.numel() > SMALL:
             self._inner = self._rkc2(node, first_step)
         else:
