@@ -46,6 +46,9 @@ dear; to the next one; and after a shadow could not be fed."""
 _KINK_FIRST = 0.025
 """First step of a solver alone across kinks, in units of η. On the demo's network an error made
 in the run's first step grows sixfold by its tenth."""
+_WORTH = 0.1
+"""Discrepancy over the way of the flow in the time in which it changes: D is then that much smaller
+than the flow, and steps of a third order are the cube root of it longer."""
 _PLAIN = ["_own_detail", "_scale", "_foresight", "_try_at", "_returns", "_step_size"]
 
 
@@ -181,11 +184,28 @@ class FedShadow:
         field = field_of(self._layout, self._coefficients, grads, self._config.dtype)
         if before is None or time - before[0] > 1.5 * step_size:
             self._before = time, field
-        elif not change(field, before[1]) < (_KINK_CALM if self._kinked(alone) else _CALM):
+        elif not self._may_pay(alone, change(field, before[1])):
             self._try_at = time + _AGAIN * step_size
         elif alone.advance(time):
             self._before = before
             self._begin(alone, grads, field, time, step_size)
+
+    def _may_pay(self, alone: ShadowFlow, changed: float) -> bool:
+        """Say whether to live on gradients that change by this share of themselves per step."""
+        if self._kinked(alone):
+            return changed < _KINK_CALM
+        return changed < _CALM and self._pays(alone)
+
+    @staticmethod
+    def _pays(alone: ShadowFlow) -> bool:
+        """Say whether D is small beside the flow: else its steps are as short as the flow's own."""
+        left, right = alone.last_nodes
+        h = right.time - left.time
+        if h <= 0.0:
+            return False
+        norm = torch.linalg.vector_norm
+        speed, turned = float(norm(right.field)), float(norm(right.field - left.field))
+        return alone.scale * turned < _WORTH * h * speed * speed
 
     def _begin(
         self, alone: ShadowFlow, grads: list[Tensor], field: Tensor, time: float, step_size: float

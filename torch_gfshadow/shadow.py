@@ -36,7 +36,7 @@ from torch_gfshadow.solvers.low_bar import LowStorageBar
 from torch_gfshadow.solvers.spectral import SpectralRadius
 from torch_gfshadow.status import Status
 
-_SHARE, _FLOOR = 0.3, 0.03
+_SHARE, _FLOOR = 0.4, 0.4
 """Share of what is left of the error allowance for one step, and the least that counts as left."""
 KINK_RESOLUTION = 0.2
 _KINK_LONGEST = 10.0
@@ -243,9 +243,11 @@ class ShadowFlow:
         self._origin = self._now = time
         self._first_norm = float(torch.linalg.vector_norm(start))
         self._scale = self._local_scale(node)
+        counts = objective.ledger.grads
+        before = counts["flow"]
         self._stepper: Stepper = config.start(self._field, node, first * self._step_size)
         self._bar = self._new_bar(node)
-        self._evals, self._steps_of_run = 0, 0
+        self._evals, self._steps_of_run = counts["flow"] - before, 0
 
     @classmethod
     def resumed(
@@ -427,6 +429,11 @@ class ShadowFlow:
         return self._stepper.next_step
 
     @property
+    def last_nodes(self) -> tuple[Node, Node]:
+        """Where the solver's last step began and ended."""
+        return self._stepper.left, self._stepper.right
+
+    @property
     def reached(self) -> float:
         """Time up to which the flow is integrated."""
         return self._stepper.right.time
@@ -458,18 +465,19 @@ class ShadowFlow:
             if math.isinf(limit)
             else (self.config.max_burst or math.inf) * steps * self.dear
         )
-        while self.alive and self._stepper.right.time < time:
-            self._step(time, lambda_max)
-            now = self._stepper.right.time
-            if now >= time:
-                break
+        while self.alive and (now := self._stepper.right.time) < time:
             if self._evals > limit:
                 self._stop(
                     Status.TRUNCATED,
                     f"{self._evals} evaluations did not bring {self.solver} to t = {time:.6g}; it "
                     f"stands at {now:.6g}",
                 )
-            elif self._evals - before >= burst and not math.isfinite(self._field.loss):
+                break
+            self._step(time, lambda_max)
+            now = self._stepper.right.time
+            if now >= time:
+                break
+            if self._evals - before >= burst and not math.isfinite(self._field.loss):
                 self._stop(Status.NON_FINITE, f"the loss is not finite after t = {now:.6g}")
             elif self._evals - before >= burst:
                 self._fall_behind(time, now - start, steps, self._evals - before)

@@ -52,6 +52,8 @@ _PAIR_COST, _PAIR_LIMIT = 6, 2.65
 """Evaluations of a dopri5 step, and the h·λ_max it keeps up without wasting steps (of 3.31)."""
 _FIRST, _FIRST_OF_ROOTS = 4.0, 0.2
 """The first step of adams2 over the one asked for; the root of a running mean in the field."""
+_STIFF = 0.25
+"""h·λ_max of a first step from which on it is RKC2's."""
 _RESTLESS, _RELUCTANT, _NEAR = 3, 1.3, 0.85
 _PLAIN = ["_patience", "_stay", "_wasteful", "_returns", "_may_be_rough", "_told"]
 
@@ -61,7 +63,9 @@ _Smooth = EmbeddedStepper | RKC2Stepper
 class AutoStepper:
     """Delegates to the solver in use; ``name`` says which it is."""
 
-    def __init__(self, field: Field, node: Node, first_step: float, low: bool = False) -> None:
+    def __init__(
+        self, field: Field, node: Node, first_step: float, low: bool = False, looks: bool = True
+    ) -> None:
         self._field = field
         self._low = low
         self.spectral = SpectralRadius(field, torch.bfloat16 if low else None)
@@ -75,7 +79,11 @@ class AutoStepper:
         elif low or node.field.numel() > SMALL:
             self._inner = self._rkc2(node, first_step)
         else:
-            self._inner = dopri5(field, node, first_step)
+            if looks:
+                self.spectral.measure(node)
+            stiff = self.spectral.bound * first_step > _STIFF
+            start = self._rkc2 if stiff else self._pair
+            self._inner = start(node, first_step)
         self._outcomes: deque[bool] = deque(maxlen=_WINDOW)
         self._owed: Tensor | None = None
         self._told = False
@@ -279,6 +287,9 @@ class AutoStepper:
             return LowStorageRKC2(self._field, node, first_step, self.spectral)
         return RKC2Stepper(self._field, node, first_step, spectral=self.spectral)
 
+    def _pair(self, node: Node, first_step: float) -> EmbeddedStepper:
+        return dopri5(self._field, node, first_step)
+
     def _adams(self, node: Node, first_step: float, left: Node | None = None) -> AdamsStepper:
         if self._low:
             return LowStorageAdams(self._field, node, first_step)
@@ -325,5 +336,16 @@ class Auto(SolverConfig):
         kinked = isinstance(field, AveragingField) and field.kinked
         if remembers(field) and not kinked:
             return doubled(field, node, first_step, "auto:")
+        return self._live(field, node, first_step, looks=True)
+
+    def resume(self, field: Field, saved: Mapping[str, Any], like: Tensor | None = None) -> Stepper:
+        """Return the live solver that was saved; costs no evaluation."""
+        if saved["solver"] != "auto":
+            return super().resume(field, saved, like)
+        stepper = self._live(field, Node.from_state(saved["right"], like), 1.0, looks=False)
+        stepper.load_state_dict(saved)
+        return stepper
+
+    def _live(self, field: Field, node: Node, first_step: float, *, looks: bool) -> AutoStepper:
         low = self.is_low(field, node.field.numel())
-        return AutoStepper(field, node, first_step, low)
+        return AutoStepper(field, node, first_step, low, looks)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from torch_gfshadow._blocks import Terms, blocks, combined, length_of
 from torch_gfshadow.solvers.base import Field, Node, add_field
-from torch_gfshadow.solvers.error_bar import ErrorBar
-from torch_gfshadow.solvers.rkc import STRONG, first_order
+from torch_gfshadow.solvers.error_bar import MARGIN, ErrorBar
+from torch_gfshadow.solvers.rkc import STRONG, first_order, stages_for
 
 
 class LowStorageBar(ErrorBar):
@@ -54,6 +54,9 @@ class LowStorageBar(ErrorBar):
 
     def _is_due(self) -> bool:
         return False  # not yet: the step's vectors are still there
+
+    def _needed(self) -> int:
+        return stages_for(MARGIN * self._h_lambda, STRONG)
 
     @staticmethod
     def _length(vector: Tensor) -> float:

@@ -33,7 +33,7 @@ from torch_gfshadow.solvers.spectral import SpectralRadius
 MAX_STAGES = 64
 """As many as one step of the run may cost (``max_burst``): h·λ up to 2660."""
 _LONGEST = 0.65 * (MAX_STAGES**2 - 1)
-_SAFETY, _GROW, _SHRINK = 0.8, 5.0, 0.1
+_SAFETY, _GROW, _SHRINK, _TREND = 0.8, 5.0, 0.1, 1.25
 _PLAIN = ["next_step", "stages", "_last_step", "_last_ratio"]
 
 
@@ -64,6 +64,15 @@ def error_scale(stages: int) -> float:
     """Return the local error over increment minus trapezoidal rule, to leading order."""
     cubic = cubic_term(stages)
     return (1.0 / 6.0 - cubic) / (0.25 - cubic)
+
+
+def whole(h: float, bound: float, shortest: float) -> tuple[float, int]:
+    """Return a step, no longer than ``h``, that makes the most of its stages, and those."""
+    stages = stages_for(h * bound)
+    fewer = stages - 1
+    shorter = 0.65 * (fewer**2 - 1) / bound if stages > 2 else 0.0
+    worse = shorter < shortest or fewer * h >= stages * shorter
+    return (h, stages) if worse else (shorter, fewer)
 
 
 class RKC2Stepper:
@@ -120,7 +129,7 @@ class RKC2Stepper:
         bound = self.spectral.bound
         if h * bound > _LONGEST:
             h = _LONGEST / bound
-        stages = stages_for(h * bound)
+        h, stages = whole(h, bound, shortest)
         ratio = self._attempt(h, stages) / tolerance
         self.spectral.spend(stages)
         if not ratio <= 1.0:
@@ -188,7 +197,7 @@ class RKC2Stepper:
         factor = _SAFETY / math.cbrt(ratio)
         if self._last_step > 0.0:
             trend = h / self._last_step * math.cbrt(self._last_ratio / ratio)
-            factor *= min(trend, 1.0)
+            factor *= min(trend, _TREND)
         elif factor > 1.0 and self._last_ratio > 0.0:
             factor = 1.0  # just after a rejection
         self._last_step, self._last_ratio = h, ratio

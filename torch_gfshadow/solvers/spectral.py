@@ -20,10 +20,10 @@ from torch_gfshadow.solvers.base import Field, Node, add_field, load_plain, save
 
 MARGIN = 1.2
 """What is asked of the stability interval beyond the eigenvalue found."""
-_LIFE = 40
+_LIFE = 24
 _COLD, _WARM = 24, 4
 _CLOSE = 0.03
-_ALIGNED = 0.9
+_ALIGNED, _SAME = 0.9, 0.97
 _PLAIN = ["radius", "_age", "_hint"]
 
 
@@ -91,9 +91,10 @@ class SpectralRadius:
             near = last if turn else known
             close = near is not None and abs(found - near) <= _CLOSE * found
             # an old direction may give the old figure by chance: it must still be an eigenvector
-            if close and not turn:
+            if not (turn or cold):
                 along = abs(float(torch.dot(difference, vector)))
-                close = along >= _ALIGNED * norm * float(torch.linalg.vector_norm(vector))
+                along /= norm * float(torch.linalg.vector_norm(vector))
+                close = along >= (_ALIGNED if close else _SAME)
             vector = difference
             if close:
                 break
