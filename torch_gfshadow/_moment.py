@@ -83,8 +83,10 @@ def all_places(model: nn.Module, trained: Collection[int]) -> list[Place]:
     for module in model.modules():
         for key, param in module._parameters.items():
             if param is not None:
-                sizes[id(param) in trained] += param.numel()
-                if id(param) not in trained:
+                # thawed since the trained ones were last listed: the step to come trains it, too
+                moves = id(param) in trained or param.requires_grad
+                sizes[moves] += param.numel()
+                if not moves:
                     frozen.append((module, "_parameters", key))
         if not keeps_statistics(module):
             places += [(module, "_buffers", key) for key in module._buffers]
