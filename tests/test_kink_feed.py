@@ -59,7 +59,7 @@ def followed(
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=decay)
     plan = schedule(optimizer) if schedule else None
     errors, bars = [], []
-    options = {"probes": (), "on_error": "raise"} | options
+    options = {"probes": (), "resolution": 0.1, "on_error": "raise"} | options
     with gfs.attach(optimizer, model, bent, data=data, every=every, **options) as shadow:
         for k in range(steps):
             optimizer.zero_grad()
@@ -90,14 +90,13 @@ def fed(shadow):
     return [r for r in shadow.records if r.solver == "auto:slabs"]
 
 
-@pytest.mark.parametrize("resolution", [None, 0.1])
 @pytest.mark.parametrize(
     ("decay", "schedule", "dtype"),
     [(0.0, None, F64), (0.2, None, F64), (0.0, cosine, F64), (0.0, None, torch.float32)],
     ids=["plain", "decay", "cosine", "float32"],
 )
-def test_the_bar_covers_the_closed_form(decay, schedule, dtype, resolution):
-    options = {"decay": decay, "schedule": schedule, "dtype": dtype, "resolution": resolution}
+def test_the_bar_covers_the_closed_form(decay, schedule, dtype):
+    options = {"decay": decay, "schedule": schedule, "dtype": dtype}
     shadow, errors, bars = followed(200, **options)
     assert len(fed(shadow)) > 0.9 * len(shadow.records)
     assert share_held(errors, bars) >= 0.95
@@ -105,15 +104,14 @@ def test_the_bar_covers_the_closed_form(decay, schedule, dtype, resolution):
     assert errors[-1] < 0.3 * last.discrepancy
 
 
-def test_it_takes_less_than_a_solver_of_its_own_and_errs_less():
-    costs, errs = {}, {}
+def test_it_takes_half_of_what_a_solver_of_its_own_does_for_the_same_bar():
+    costs = {}
     for solver in ("auto", "adams2"):
-        shadow, errors, _ = followed(400, solver=solver, audit=False, every=20)
-        costs[solver] = shadow.summary()["by_purpose"]["grads"]["flow"] / 400
-        errs[solver] = statistics.median(errors)
-    assert costs["auto"] <= 0.45
-    assert costs["auto"] < costs["adams2"]
-    assert errs["auto"] < errs["adams2"]
+        shadow, errors, bars = followed(400, solver=solver, audit=False, every=20)
+        costs[solver] = shadow.summary()["by_purpose"]["grads"]["flow"]
+        assert statistics.median(bars) <= 0.11 * shadow.records[-1].discrepancy
+        assert share_held(errors, bars) >= 0.95
+    assert costs["auto"] <= 0.5 * costs["adams2"]
 
 
 def squared(model, batch):
@@ -159,7 +157,7 @@ def reference(seed, lr, steps, every, refinement=8):
 def test_the_bar_covers_a_reference_on_a_relu_network(seed):
     lr, steps, every = 0.02, 150, 10
     flow = reference(seed, lr, steps, every)
-    for resolution, most in ((None, 0.75), (0.1, 1.75)):
+    for resolution, solver, most in ((None, "auto:adams2", 2.0), (0.1, "auto:slabs", 1.75)):
         model, data = problem(seed)
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
         options = {"every": every, "probes": (), "resolution": resolution, "on_error": "raise"}
@@ -174,7 +172,7 @@ def test_the_bar_covers_a_reference_on_a_relu_network(seed):
                     errors.append(float((theta - flow[k // every - 1]).norm()))
                     bars.append(shadow.records[-1].solver_error)
             cost = shadow.summary()["by_purpose"]["grads"]["flow"] / steps
-        assert shadow.records[-1].solver == "auto:slabs"
+        assert shadow.records[-1].solver == solver
         assert share_held(errors, bars) >= 0.9
         assert cost <= most
 
@@ -216,7 +214,7 @@ def test_a_step_that_raises_is_not_counted():
     for fails in (False, True):
         model = Point(START)
         optimizer = Broken(model.parameters(), lr=0.004)
-        options = {"data": data, "every": 10, "probes": (), "on_error": "raise"}
+        options = {"data": data, "every": 10, "probes": (), "resolution": 0.1, "on_error": "raise"}
         with gfs.attach(optimizer, model, bent, **options) as shadow:
             for k in range(100):
                 optimizer.zero_grad()
@@ -246,7 +244,7 @@ def test_a_resumed_run_gives_the_same_records(stop):
     model, data = Point(START), ramps()
     model.load_state_dict(kept["model"])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.004)
-    options = {"data": data, "every": 5, "probes": (), "on_error": "raise"}
+    options = {"data": data, "every": 5, "probes": (), "resolution": 0.1, "on_error": "raise"}
     with gfs.attach(optimizer, model, bent, **options) as shadow:
         shadow.load_state_dict(kept["shadow"])
         for _ in range(stop, 130):
@@ -265,7 +263,8 @@ def test_a_run_too_stiff_for_slabs_goes_on_alone():
     """ηλ_max = 0.9: the companion's slabs, three steps long at least, would not be stable."""
     model, data = problem(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    options = {"data": data, "every": 5, "probe_every": 20, "on_error": "raise"}
+    options = {"data": data, "every": 5, "probe_every": 20, "resolution": 0.1}
+    options["on_error"] = "raise"
     with gfs.attach(optimizer, model, squared, **options) as shadow:
         for _ in range(100):
             optimizer.zero_grad()

@@ -17,7 +17,7 @@ from torch_gfshadow._plain import load_state, state_of
 from torch_gfshadow.audit import Audit, compare, compare_parts
 from torch_gfshadow.clock import FlowClock, SparseSchedule
 from torch_gfshadow.factors import Factors
-from torch_gfshadow.fed import FedShadow, coefficients_of
+from torch_gfshadow.fed import FedShadow, coefficients_of, fed_across_kinks
 from torch_gfshadow.flows.base import Flow, FlowWithMemory, PacedFlow, lifted, position
 from torch_gfshadow.objective import Objective
 from torch_gfshadow.paced import PacedShadow
@@ -254,9 +254,11 @@ class Follower:
     def _kind(self, dim: int) -> type[ShadowFlow] | type[FedShadow]:
         """Choose the shadow: one that the run's gradients can carry, where they change little."""
         parts = self._parts
+        assert parts.objective is not None
         plain = coefficients_of(parts.flow) is not None
+        pays = not parts.objective.kinked or fed_across_kinks(parts.settings.resolution)
         fits = parts.solver.fed and not is_large(parts.solver, dim)
-        return FedShadow if fits and plain else ShadowFlow
+        return FedShadow if fits and plain and pays else ShadowFlow
 
     def passes(self) -> bool:
         """Say whether the step to come may pass: taken in, at the cost of an addition at most."""

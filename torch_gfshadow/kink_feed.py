@@ -15,8 +15,7 @@ from torch_gfshadow.solvers.slabs import PRICE, SAFETY, SlabStepper
 
 _FIRST, _SHORTEST, _LONGEST = 1.0, 0.5, 8.0
 """First, shortest and longest slab, in steps of the run."""
-_DEFAULT = Pace(free=40, per_step=0.3)
-_ASKED = Pace(free=60, per_step=1.05)
+_PACE = Pace(free=60, per_step=1.05)
 _LATE = 1e-6
 _FADES = 0.9
 """What is left at the next look of the largest jump: with few kinks in a step, jumps vary."""
@@ -37,7 +36,7 @@ class KinkFeed:
     ) -> None:
         self.path, self._field, self._stepper = path, field, stepper
         self.loss_at, self.known_loss = loss_at, known_loss
-        self._begun, self._pace, self._jump = loss_at[0], _DEFAULT, 0.0
+        self._begun, self._jump = loss_at[0], 0.0
 
     @classmethod
     def begin(
@@ -61,9 +60,7 @@ class KinkFeed:
         stepper = SlabStepper(field, step.time, ahead, rate, _FIRST * step.size)
         stepper.inherit(alone.hand_over())
         loss = step.time, field.loss, field.loss_rate
-        self = cls(field, path, stepper, loss, (ahead, field.loss))
-        self._pace = _DEFAULT if alone.resolution is None else _ASKED
-        return self
+        return cls(field, path, stepper, loss, (ahead, field.loss))
 
     @property
     def due(self) -> float:
@@ -91,7 +88,7 @@ class KinkFeed:
     def _limits(self, step: Step) -> tuple[float, float]:
         """Return the shortest and the longest slab worth having."""
         steps, spent = round((step.time - self._begun) / step.size), self._stepper.evaluations
-        shortest = self._pace.shortest(spent, steps, step.size, PRICE)
+        shortest = _PACE.shortest(spent, steps, step.size, PRICE)
         return max(shortest, _SHORTEST * step.size), _LONGEST * step.size
 
     def state(self, time: float) -> tuple[Tensor, Tensor]:
@@ -132,7 +129,6 @@ class KinkFeed:
             "path": self.path.state_dict(),
             "stepper": self._stepper.state_dict(),
             "begun": self._begun,
-            "asked": self._pace is _ASKED,
             "jump": self._jump,
             "loss_at": list(self.loss_at),
             "known_loss": list(self.known_loss),
@@ -147,6 +143,5 @@ class KinkFeed:
         time, slope_loss, rate = saved["loss_at"]
         state, loss = saved["known_loss"]
         self = cls(field, path, stepper, (time, slope_loss, rate), (state.to(like), loss))
-        self._begun, self._pace = saved["begun"], _ASKED if saved["asked"] else _DEFAULT
-        self._jump = saved["jump"]
+        self._begun, self._jump = saved["begun"], saved["jump"]
         return self
