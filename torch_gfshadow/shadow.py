@@ -36,7 +36,7 @@ from torch_gfshadow.solvers.low_bar import LowStorageBar
 from torch_gfshadow.solvers.spectral import SpectralRadius
 from torch_gfshadow.status import Status
 
-_SHARE, _FLOOR = 0.4, 0.4
+_SHARE, _FLOOR = 0.3, 0.4
 """Share of what is left of the error allowance for one step, and the least that counts as left."""
 KINK_RESOLUTION = 0.2
 _KINK_LONGEST = 10.0
