@@ -39,10 +39,10 @@ from torch_gfshadow.solvers.base import (
 from torch_gfshadow.solvers.branches import Branches
 
 _GAIN = 0.3
-SAFETY = 1.2
-_ON_A_BRANCH = 1.5
-"""Error bar over the distance of the two solutions, and where the companion was sent down another
-branch: there it is an error of its own away from the flow."""
+_SAFETY, _ON_A_BRANCH, _OF_ROOTS = 1.2, 1.5, 2.4
+"""Error bar over the distance of the two solutions; where the companion was sent down another
+branch, as there it is an error of its own away from the flow; and with the root of a running mean
+in the field, which is bent most in the first steps, where both solutions err to the same side."""
 _GROW, _SHRINK = 1.2, 0.8
 _NEGLIGIBLE = 0.03
 # attributes that are numbers, saved as they are
@@ -122,7 +122,7 @@ class AdamsStepper:
         self.ungraded = 0.0
         self.next_step = first_step
         self._fine, self._coarse = _Line(field, node), _Line(field, node)
-        self._branches = Branches()
+        self._safety, self._branches = safety_of(field), Branches()
         self._increment = 0.0
         self._gap = 0.0
         self._done = 0.0
@@ -135,7 +135,8 @@ class AdamsStepper:
     @property
     def error(self) -> float:
         """Error bar, in the units of θ: the distance of the two solutions and some more."""
-        return (_ON_A_BRANCH if self._branches.taken else SAFETY) * self.distance
+        safety = max(_ON_A_BRANCH, self._safety) if self._branches.taken else self._safety
+        return safety * self.distance
 
     @property
     def distance(self) -> float:
@@ -145,7 +146,7 @@ class AdamsStepper:
     def inherit(self, error: Tensor) -> None:
         """Take over the error of the solution so far: the companion starts that far away."""
         node = self._coarse.node
-        error = error / SAFETY
+        error = error / self._safety
         self._coarse.node = Node(node.time, node.state - error, node.field)
         self._gap = math.hypot(self._gap, float(torch.linalg.vector_norm(error)))
 
@@ -246,6 +247,11 @@ class AdamsStepper:
     def _resize(self, h: float, tolerance: float, shortest: float, longest: float) -> None:
         self._done = 0.0
         self.next_step = resized(h, self.error, self._increment, tolerance, shortest, longest)
+
+
+def safety_of(field: Field) -> float:
+    """Return the error bar of two solutions of ``field`` over their distance."""
+    return _SAFETY if getattr(field, "smooth", True) else _OF_ROOTS
 
 
 def resized(

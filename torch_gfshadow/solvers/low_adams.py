@@ -26,7 +26,7 @@ from torch import Tensor
 
 from torch_gfshadow._blocks import Stretch, Terms, blocks, combined, fill, length_of, widened
 from torch_gfshadow._kinks import Glance
-from torch_gfshadow.solvers.adams import SAFETY, AdamsStepper
+from torch_gfshadow.solvers.adams import AdamsStepper, safety_of
 from torch_gfshadow.solvers.base import (
     AddingField,
     AveragingField,
@@ -61,7 +61,7 @@ class LowStorageAdams(AdamsStepper):
         self._field = field
         self.local_error, self.ungraded, self.next_step = None, 0.0, first_step
         self._increment = self._gap = self._done = 0.0
-        self._branches = Branches()
+        self._safety, self._branches = safety_of(field), Branches()
         self._base, self._moved = start_of(node)
         # finer solution minus companion, where each now stands
         self._apart = torch.zeros_like(self._base)
@@ -94,8 +94,8 @@ class LowStorageAdams(AdamsStepper):
     def inherit(self, error: Tensor) -> None:
         """Take over the error of the solution so far: the companion starts that far away."""
         for at in blocks(self._apart.numel()):
-            self._apart[at] += error[at].to(self._apart) / SAFETY
-        self._gap = length_of([(error, 1.0)]) / SAFETY
+            self._apart[at] += error[at].to(self._apart) / self._safety
+        self._gap = length_of([(error, 1.0)]) / self._safety
 
     def step(
         self,
