@@ -184,22 +184,24 @@ class FedShadow:
         field = field_of(self._layout, self._coefficients, grads, self._config.dtype)
         if before is None or time - before[0] > 1.5 * step_size:
             self._before = time, field
-        elif not self._may_pay(alone, change(field, before[1])):
+        elif not self._may_pay(alone, change(field, before[1]), time):
             self._try_at = time + _AGAIN * step_size
         elif alone.advance(time):
             self._before = before
             self._begin(alone, grads, field, time, step_size)
 
-    def _may_pay(self, alone: ShadowFlow, changed: float) -> bool:
+    def _may_pay(self, alone: ShadowFlow, changed: float, time: float) -> bool:
         """Say whether to live on gradients that change by this share of themselves per step."""
         if self._kinked(alone):
             return self._fine and changed < _KINK_CALM
-        return changed < _CALM and self._pays(alone)
+        return changed < _CALM and self._pays(alone, time)
 
     @staticmethod
-    def _pays(alone: ShadowFlow) -> bool:
+    def _pays(alone: ShadowFlow, time: float) -> bool:
         """Say whether D is small beside the flow: else its steps are as short as the flow's own."""
         left, right = alone.last_nodes
+        if right.time <= left.time and alone.advance(time):  # no record has asked for it so far
+            left, right = alone.last_nodes
         h = right.time - left.time
         if h <= 0.0:
             return False

@@ -42,6 +42,11 @@ class PieceField(FlowField):
         return self.averaged(middle, state) if self.kinked else self(middle)
 
     @property
+    def paid(self) -> bool:
+        """Whether more than :data:`EVALS` may be spent: no ``budget=`` has to pay for it."""
+        return self.objective.ledger.afford is None
+
+    @property
     def pieces(self) -> Pieces:
         """Size, a and b of every parameter in F(θ) = a·∇f(θ) + b·θ."""
         known = self._coefficients
@@ -216,7 +221,8 @@ class FullPair:
         """Follow ``field`` as in :class:`Pair`."""
         fine, coarse, h = self._fine, self._coarse, span / steps
         slope = None if known is None else field.remember(known[0], fine, known[1])
-        sided, branching = field.kinked and fine.numel() <= SMALL, Branching()
+        sided = field.kinked and field.paid and fine.numel() <= SMALL
+        branching = Branching()
         for _ in range(steps):
             # the coarse solution's slope shows the fine one the way, too: what it is off enters
             # by h²
