@@ -13,9 +13,11 @@ from torch_gfshadow.path import Path
 from torch_gfshadow.shadow import FlowField, Pace, ShadowFlow
 from torch_gfshadow.solvers.slabs import PRICE, SAFETY, SlabStepper
 
-_FIRST, _SHORTEST, _LONGEST = 1.0, 0.5, 8.0
-"""First, shortest and longest slab, in steps of the run."""
-_PACE = Pace(free=60, per_step=1.05)
+_FIRST, _SHORTEST, _LONGEST = 1.0, 0.5, 1.0
+"""First, shortest and longest slab, in steps of the run. Where slabs grew to two steps as the bar
+allowed, the companion's, three times as long, passed over branches: a few such moments in hundreds
+of steps made up all of the bar from then on."""
+_PACE = Pace(free=50, per_step=1.38)
 _LATE = 1e-6
 _FADES = 0.9
 """What is left at the next look of the largest jump: with few kinks in a step, jumps vary."""
