@@ -19,6 +19,7 @@ import torch
 from benchmarks.tables import machine, write
 
 NAMES = ("flow", "kinks", "eigen", "referee", "memory", "idle", "scaling", "bound_tightness")
+NAMES += ("calibration", "calibration_batch", "ranks", "budget")
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 
 

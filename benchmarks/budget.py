@@ -1,72 +1,85 @@
 """Measured overhead of ``budget=`` on ResNet-18 and Fashion-MNIST in minibatches of 128.
 
-    python benchmarks/budget.py FOLDER --budget 0.05 --seconds 600
+    python -m benchmarks budget
 
-FOLDER holds ``train-images-idx3-ubyte.gz`` and ``train-labels-idx1-ubyte.gz`` (Debian:
-``dataset-fashion-mnist``). Prints steps, windows and overhead: our seconds over the loop's own.
+The images are found as in ``benchmarks/scaling.py``. Overhead is our seconds over the loop's own,
+as the shadow measures both; it is a time, and other work on the machine disturbs it.
 """
 
 from __future__ import annotations
 
-import argparse
-import gzip
 import time
-from pathlib import Path
 
-import numpy as np
 import torch
-import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 import torch_gfshadow as gfs
+from benchmarks.networks import fashion, resnet18
+from benchmarks.tables import Table
+
+BUDGETS = {"tiny": (0.5,), "quick": (0.1,), "full": (0.05, 0.1, 0.2)}
+SECONDS = {"tiny": 3.0, "quick": 250.0, "full": 900.0}
+EXAMPLES = {"tiny": 64, "quick": 60_000, "full": 60_000}
+BATCH = {"tiny": 16, "quick": 128, "full": 128}
 
 
-def images(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the 60,000 images, standardised, and their labels."""
-    with gzip.open(folder / "train-images-idx3-ubyte.gz") as file:
-        x = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28).copy()
-    with gzip.open(folder / "train-labels-idx1-ubyte.gz") as file:
-        y = np.frombuffer(file.read(), np.uint8, offset=8).astype(np.int64)
-    return (torch.from_numpy(x).float() / 255 - 0.286) / 0.353, torch.from_numpy(y)
-
-
-def objective(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Return the mean cross-entropy of a batch."""
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def main() -> None:
-    """Train for a while beside a budgeted shadow."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--budget", type=float, default=0.05)
-    parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--probes", action="store_true")
-    options = parser.parse_args()
-    x, y = images(options.folder)
+def network(size: str) -> nn.Module | None:
+    """Return ResNet-18 for one channel, a small network at size tiny, ``None`` without either."""
+    if size == "tiny":
+        return nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.Tanh(), nn.Linear(16, 10))
+    model = resnet18()
+    if model is not None:
+        model.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+        model.train()
+    return model
+
+
+def measure(size: str, budget: float) -> list[object]:
+    """Train for a while beside a budgeted shadow; return a row."""
     torch.manual_seed(0)
-    model = torchvision.models.resnet18(num_classes=10)
-    model.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+    model = network(size)
+    if model is None:
+        return [f"{budget:.0%}", "torchvision is not installed", *[None] * 5]
+    (rows, labels), _ = fashion(EXAMPLES[size])
+    images = rows.view(-1, 1, 28, 28)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    probes = ("lambda_min", "lambda_max") if options.probes else ()
-    shadow = gfs.attach(
-        optimizer, model, objective, budget=options.budget, probes=probes, on_error="raise"
+    steps, stop = 0, time.perf_counter() + SECONDS[size]
+    with gfs.attach(
+        optimizer, model, objective, budget=budget, probes=(), on_error="raise"
+    ) as shadow:
+        while time.perf_counter() < stop:
+            drawn = torch.randint(0, len(images), (BATCH[size],))
+            batch = shadow.observe((images[drawn], labels[drawn]))
+            optimizer.zero_grad()
+            objective(model, batch).backward()
+            optimizer.step()
+            steps += 1
+        summary = shadow.summary()
+        ends = [r for r in shadow.records if r.discrepancy]  # windows begin with 0
+    last = ends[-1] if ends else None
+    return [
+        f"{budget:.0%}",
+        f"{summary['overhead']:.1%}",
+        steps,
+        len(ends),
+        sum(summary["by_purpose"]["grads"].values()),
+        None if last is None else last.discrepancy,
+        None if last is None else last.solver_error,
+    ]
+
+
+def tables(size: str) -> list[Table]:
+    """Return the table of budgets asked for and taken."""
+    heads = ["budget", "taken", "steps", "windows with a number", "gradients", "last discrepancy"]
+    rows = [measure(size, budget) for budget in BUDGETS[size]]
+    name = "A small tanh network" if size == "tiny" else "ResNet-18 in training mode"
+    note = (
+        f"{name} on {fashion(EXAMPLES[size])[1]}, SGD at 0.05, minibatches of {BATCH[size]}, "
+        f"{SECONDS[size]:.0f} s each."
     )
-    stop, steps = time.perf_counter() + options.seconds, 0
-    while time.perf_counter() < stop:
-        rows = torch.randint(0, len(x), (128,))
-        batch = shadow.observe((x[rows], y[rows]))
-        optimizer.zero_grad()
-        objective(model, batch).backward()
-        optimizer.step()
-        steps += 1
-    summary = shadow.summary()
-    ends = [r for r in shadow.records if r.discrepancy]
-    print(f"{len(x)} images, {steps} steps, {len(ends)} windows")
-    print(f"asked {options.budget:.1%}, took {summary['overhead']:.2%}; {summary['by_purpose']}")
-    for record in ends[-3:]:
-        print(f"step {record.step}: {record.discrepancy:.3g} ± {record.solver_error:.1g}")
-
-
-if __name__ == "__main__":
-    main()
+    return [Table("budget", [*heads, "solver error"], rows, note)]

@@ -6,8 +6,8 @@ rtol 1e-12, on networks with kinks by Heun's method with many short steps. The c
 ``calibration.py``: a bar that covers the true error in at least 95 % of the records and is, at the
 median, at most ten times as large.
 
-    python benchmarks/calibration_batch.py            # the whole suite, some ten minutes
-    python benchmarks/calibration_batch.py --small    # the part that is a test
+    python -m benchmarks.calibration_batch            # the whole suite, some ten minutes
+    python -m benchmarks.calibration_batch --small    # the part that is a test
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from calibration import (
+from scipy.integrate import solve_ivp
+from torch import Tensor, nn
+
+import torch_gfshadow as gfs
+from benchmarks.calibration import (
     COVERAGE,
     F64,
+    HEADS,
     RATIO,
     Problem,
     cast,
     conv,
     cross_entropy,
     dense,
+    grouped,
     slope_of,
     totals,
 )
-from scipy.integrate import solve_ivp
-from torch import Tensor, nn
-
-import torch_gfshadow as gfs
+from benchmarks.tables import Table
 from torch_gfshadow.flows.base import lifted, position
 
 Make = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -265,6 +268,24 @@ def suite(seeds: Sequence[int], *, small: bool = False, named: str = "") -> Iter
     for case, seed in itertools.product(SUITE, seeds):
         if (case.small or not small) and named in case.name:
             yield from (run(case, seed, dtype) for dtype in (F64, torch.float32))
+
+
+def tables(size: str) -> list[Table]:
+    """Return the table of coverage and tightness in mode ``batch``, by kinks and dtype."""
+    if size == "tiny":
+        some = [case for case in SUITE if case.small][:2]
+        runs = [
+            run(case._replace(steps=6), 0, dtype) for case in some for dtype in (F64, torch.float32)
+        ]
+    else:
+        runs = list(suite([0] if size == "quick" else range(4), small=size == "quick"))
+    rows = grouped(runs, lambda r: ("kinks" if "relu" in r.case else "smooth", r.dtype))
+    note = (
+        "Mode `batch`: the flow of every step's own minibatch; SGD, momentum, RMSprop, Adam, "
+        "decay, clipping and accumulation are among them. Columns as in the table before. "
+        f"{'A part of the suite' if size != 'full' else 'The whole suite'}."
+    )
+    return [Table("calibration batch", ["networks", "dtype", *HEADS], rows, note)]
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ evaluates its own part, so the samples a rank walks fall as 1/R; each gradient a
 product is one all-reduce of θ. Counts are exact and the same on every machine; the last column is
 the time of the loop with the shadow over that without, taken in turn on the same ranks.
 
-    python benchmarks/ranks.py --ranks 1 2 4 --steps 30
+    python -m benchmarks.ranks --ranks 1 2 4 --steps 30
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import torch_gfshadow as gfs
+from benchmarks.tables import Table
 from torch_gfshadow.experiments.data import mnist_digits
 from torch_gfshadow.experiments.networks import cross_entropy
 
@@ -88,11 +89,39 @@ def measured(ranks: int, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "row.json")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(ranks), __file__, "--worker", out]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command += ["--nproc-per-node", str(ranks), "-m", "benchmarks.ranks"]
+        command += ["--worker", out]
+        root = str(Path(__file__).parents[1])
+        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
         subprocess.run([*command, "--steps", str(steps)], check=True, env=env)
         row: dict[str, Any] = json.loads(Path(out).read_text(encoding="utf-8"))
         return row
+
+
+RANKS = {"tiny": (1, 2), "quick": (1, 2, 4), "full": (1, 2, 4)}
+STEPS = {"tiny": 3, "quick": 30, "full": 100}
+
+
+def tables(size: str) -> list[Table]:
+    """Return the table of costs by rank count; each row is a run of its own under torchrun."""
+    keys = {
+        "ranks": "ranks",
+        "gradients per step": "gradients_per_step",
+        "products": "products",
+        "samples per gradient and rank": "samples_per_gradient",
+        "MB sent per step": "megabytes_per_step",
+        "discrepancy": "discrepancy",
+        "solver error": "solver_error",
+        "time of the loop with / without": "time_ratio",
+    }
+    rows = [measured(ranks, STEPS[size]) for ranks in RANKS[size]]
+    note = (
+        f"{DIGITS:,} real digits, 784-50-50-10, tanh, DDP over gloo, {STEPS[size]} steps, both "
+        f"eigenvalues every {PROBE_EVERY} steps. Where there are more ranks than cores, they wait "
+        "for each other, with and without a shadow."
+    )
+    return [Table("ranks", list(keys), [[row[k] for k in keys.values()] for row in rows], note)]
 
 
 def main() -> None:

@@ -15,7 +15,20 @@ from pages import ROOT
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import eigen, flow, idle, kinks, memory, referee, scaling, tables
+from benchmarks import (
+    budget,
+    calibration,
+    calibration_batch,
+    eigen,
+    flow,
+    idle,
+    kinks,
+    memory,
+    ranks,
+    referee,
+    scaling,
+    tables,
+)
 from benchmarks.__main__ import NAMES, PAGE
 from benchmarks.networks import CASES, batch_of, digits
 from benchmarks.tables import Table, write
@@ -226,6 +239,10 @@ def test_every_name_is_a_module_and_every_table_of_the_page_has_its_place():
         "records",
         "idle",
         "kinks",
+        "calibration",
+        "calibration batch",
+        "ranks",
+        "budget",
         "machine",
     ]
     for name in [*names, "scaling parameters", "scaling examples"]:
@@ -245,3 +262,50 @@ def test_a_table_is_written_between_its_marks(tmp_path):
     assert text.endswith("Made by hand.\n\n<!-- end -->\nb\n")
     with pytest.raises(ValueError, match="must hold '<!-- table: u -->'"):
         write(page, table.__class__("u", [], [], ""), "hand")
+
+
+@pytest.mark.parametrize("module", [calibration, calibration_batch])
+def test_calibration_tables_count_their_records_and_bars_that_fail(module):
+    (table,) = module.tables("tiny")
+    runs = table.rows[0][2]
+    assert {row[1] for row in table.rows} == {"float64", "float32"}
+    for row in table.rows:
+        assert row[3] >= 6 * row[2]
+        assert 1.0 < row[6] <= row[7]
+        assert 0 <= row[8] <= row[2]
+    assert runs >= 1
+
+
+def test_a_group_says_what_its_worst_run_does():
+    def run(cover, ratio, holds):
+        return SimpleNamespace(records=10, cover=cover, ratio=ratio, holds=holds)
+
+    runs = [run(1.0, 4.0, True), run(0.5, 20.0, False), run(0.9, 2.0, False)]
+    (row,) = calibration.grouped(runs, lambda r: ("all",))
+    assert row == ["all", 3, 30, "80.0%", "50.0%", 4.0, 20.0, 2]
+
+
+def test_ranks_share_the_samples_and_the_counts():
+    (table,) = ranks.tables("tiny")
+    one, two = table.rows
+    assert (one[0], two[0]) == (1, 2)
+    assert one[1:3] == two[1:3]
+    assert one[3] == 2 * two[3]
+    assert one[4] == 0.0 < two[4]
+    assert one[5] == pytest.approx(two[5], rel=1e-3)
+
+
+def test_a_budget_ends_its_windows_with_a_number_and_is_about_kept(monkeypatch):
+    monkeypatch.setitem(budget.SECONDS, "tiny", 1.0)
+    (table,) = budget.tables("tiny")
+    ((asked, taken, steps, windows, gradients, discrepancy, error),) = table.rows
+    assert asked == "50%"
+    assert 0.0 < float(taken.rstrip("%")) < 200.0
+    assert steps >= windows >= 1
+    assert gradients > windows
+    assert 0.0 < error < discrepancy
+
+
+def test_a_budget_without_torchvision_is_a_row_that_says_so(monkeypatch):
+    monkeypatch.setattr(budget, "resnet18", lambda: None)
+    assert budget.measure("quick", 0.1)[1] == "torchvision is not installed"

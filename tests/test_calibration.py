@@ -1,24 +1,19 @@
 """solver_error on a part of the calibration suite, as benchmarks/calibration.py measures it."""
 
-import importlib.util
 import statistics
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "calibration.py"
+from pages import ROOT
 
 
 @pytest.fixture(scope="module")
 def calibration():
-    spec = importlib.util.spec_from_file_location("calibration", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["calibration"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["calibration"]
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import calibration
+
+    return calibration
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

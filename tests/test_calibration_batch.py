@@ -3,24 +3,18 @@
 import itertools
 import statistics
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from pages import ROOT
 
 
 @pytest.fixture(scope="module")
 def suite():
-    folder = str(Path(__file__).parents[1] / "benchmarks")
-    sys.path.insert(0, folder)  # as for `python benchmarks/calibration_batch.py`
-    try:
-        import calibration_batch
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import calibration_batch
 
-        yield calibration_batch
-    finally:
-        sys.path.remove(folder)
-        for name in ("calibration_batch", "calibration"):
-            sys.modules.pop(name, None)
+    return calibration_batch
 
 
 def test_the_bar_covers_and_is_no_guess_from_batch_to_batch(suite):
