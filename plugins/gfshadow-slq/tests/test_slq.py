@@ -1,6 +1,7 @@
 """The quadrature against exact moments and dense eigenvalues; the picture."""
 
 import math
+from types import SimpleNamespace
 
 import gfshadow_slq
 import numpy as np
@@ -119,7 +120,7 @@ def test_without_a_spectrum_there_is_no_picture():
 
 def test_products_that_are_not_finite_are_refused():
     point = quadratic_point(torch.eye(2, dtype=F64), torch.ones(2, dtype=F64))
-    point._hessian = lambda v: v * math.nan
+    point._hessian = SimpleNamespace(eigen=lambda v: v * math.nan)
     with pytest.raises((CurvatureError, RuntimeError)):
         SLQ(2).measure(point)
 
