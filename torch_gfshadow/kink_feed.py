@@ -11,7 +11,8 @@ from torch import Tensor
 from torch_gfshadow.feed import Seen, Step
 from torch_gfshadow.path import Path
 from torch_gfshadow.shadow import FlowField, Pace, ShadowFlow
-from torch_gfshadow.solvers.slabs import PRICE, SAFETY, SlabStepper
+from torch_gfshadow.solvers.adams import SAFETY
+from torch_gfshadow.solvers.slabs import PRICE, SlabStepper
 
 _FIRST, _SHORTEST, _LONGEST = 1.0, 0.5, 1.0
 """First, shortest and longest slab, in steps of the run. Where slabs grew to two steps as the bar

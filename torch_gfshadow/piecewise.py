@@ -30,6 +30,7 @@ from torch_gfshadow.errors import OverBudgetError
 from torch_gfshadow.flows.base import Flow
 from torch_gfshadow.midpoints import EVALS, Crossing, Pair, PieceField
 from torch_gfshadow.objective import Objective
+from torch_gfshadow.shadow import KINK_RESOLUTION
 from torch_gfshadow.solvers import SolverConfig
 from torch_gfshadow.status import Status
 
@@ -37,8 +38,8 @@ _SAFETY = 2.0
 """The bar over the distance where the field has kinks, or the root of a running mean in it (RMSprop
 and Adam). The two solutions are then between first and second order, or now and then take a kink
 alike: measured by ``benchmarks/calibration_batch.py``."""
-_KINK_RESOLUTION, _KINK_MOST = 0.2, 5
-"""What is asked for, and spent at most, across kinks unless ``resolution`` says otherwise."""
+_KINK_MOST = 5
+"""Steps of the pair for one of the run: the most across kinks unless ``resolution`` is given."""
 _THRIFTY = 0.5
 """What is asked for where a budget pays: one more number is worth more than one more digit."""
 _AIM, _WASTE = 0.8, 0.9
@@ -196,7 +197,7 @@ class PiecewiseFlow:
         asked = self.config.asked(*end.extent)
         if asked is not None:
             return asked
-        default = _KINK_RESOLUTION if kinked else 0.1
+        default = KINK_RESOLUTION if kinked else 0.1
         resolution = self._resolution or (_THRIFTY if self._thrifty else default)
         return _AIM * resolution * max(scale, 1e-12 * self._first_norm, 1e-300)
 

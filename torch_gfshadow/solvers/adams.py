@@ -39,7 +39,7 @@ from torch_gfshadow.solvers.base import (
 from torch_gfshadow.solvers.branches import Branches
 
 _GAIN = 0.3
-_SAFETY, _ON_A_BRANCH, _OF_ROOTS = 1.2, 1.5, 2.4
+SAFETY, ON_A_BRANCH, _OF_ROOTS = 1.2, 1.5, 2.4
 """Error bar over the distance of the two solutions; where the companion was sent down another
 branch, as there it is an error of its own away from the flow; and with the root of a running mean
 in the field, which is bent most in the first steps, where both solutions err to the same side."""
@@ -135,7 +135,7 @@ class AdamsStepper:
     @property
     def error(self) -> float:
         """Error bar, in the units of θ: the distance of the two solutions and some more."""
-        safety = max(_ON_A_BRANCH, self._safety) if self._branches.taken else self._safety
+        safety = max(ON_A_BRANCH, self._safety) if self._branches.taken else self._safety
         return safety * self.distance
 
     @property
@@ -251,7 +251,7 @@ class AdamsStepper:
 
 def safety_of(field: Field) -> float:
     """Return the error bar of two solutions of ``field`` over their distance."""
-    return _SAFETY if getattr(field, "smooth", True) else _OF_ROOTS
+    return SAFETY if getattr(field, "smooth", True) else _OF_ROOTS
 
 
 def resized(

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from torch_gfshadow.solvers.base import Node, load_plain, save_plain
 from torch_gfshadow.solvers.error_bar import MARGIN, ErrorBar
-from torch_gfshadow.solvers.rkc import first_order
 
 _DAMPING = 2.0
 """Stiff modes shrink to a quarter over a block, and the interval is 0.96·s²."""
@@ -113,23 +112,9 @@ class DefectBar(ErrorBar):
         self._expected = size, start, length
 
     def _carried(self, node: Node, span: float, stages: int) -> Tensor:
-        scale = self._probe_size(node) / self._norm
-        mu, nu, mu_t = first_order(stages, _DAMPING)
-        forcing = self._pending / span
-
-        def slope(error: Tensor) -> Tensor:
-            moved = self._field(node.state + scale * error)
-            return moved.sub_(node.field).div_(scale).to(error.dtype).add_(forcing)
-
-        first = slope(self._error) if bool(self._error.any()) else forcing
-        before, current = self._error, self._error + (mu_t[1] * span) * first
-        earlier, now = 0.0, mu_t[1]
-        longest, most = current, 0.0
-        for j in range(2, stages + 1):
-            following = mu[j] * current + nu[j] * before
-            before, current = current, following.add_(slope(current), alpha=mu_t[j] * span)
-            earlier, now = now, mu[j] * now + nu[j] * earlier + mu_t[j]
-            size = self._length(current)
-            if now >= _LATE and not size <= most:
-                longest, most = current, size
+        along = self._along(node, span, stages, _DAMPING)
+        (_, longest), most = next(along), 0.0
+        for share, error in along:
+            if share >= _LATE and not (size := self._length(error)) <= most:
+                longest, most = error, size
         return longest

@@ -13,7 +13,7 @@ Source: solving for the correction, Dormand, Duckers & Prince, IMA J. Numer. Ana
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -185,10 +185,12 @@ class ErrorBar:
             self._take(carried, size, plain, span)
         self._begin_block(node)
 
-    def _carried_roughly(self, node: Node, span: float, stages: int) -> Tensor:
-        """Return what :meth:`_carried` does, by a method of first order."""
+    def _along(
+        self, node: Node, span: float, stages: int, damping: float
+    ) -> Iterator[tuple[float, Tensor]]:
+        """Yield where the stages of a carrier of first order stand, 0 to 1, and ε there."""
         scale = self._probe_size(node) / self._norm
-        mu, nu, mu_t = first_order(stages, DAMPING)
+        mu, nu, mu_t = first_order(stages, damping)
         forcing = self._pending / span
 
         def slope(error: Tensor) -> Tensor:
@@ -197,15 +199,19 @@ class ErrorBar:
 
         first = slope(self._error) if bool(self._error.any()) else forcing
         before, current = self._error, self._error + (mu_t[1] * span) * first
+        earlier, now = 0.0, mu_t[1]
+        yield now, current
         for j in range(2, stages + 1):
             following = mu[j] * current + nu[j] * before
             before, current = current, following.add_(slope(current), alpha=mu_t[j] * span)
-        return current
+            earlier, now = now, mu[j] * now + nu[j] * earlier + mu_t[j]
+            yield now, current
 
     def _carried(self, node: Node, span: float, stages: int) -> Tensor:
         """Return ε at ``node``, the end of a block of length ``span``, shape ``[d]``."""
         if not self.two_sided and stages_for(MARGIN * self._h_lambda, STRONG) > stages:
-            return self._carried_roughly(node, span, stages)
+            *_, (_, carried) = self._along(node, span, stages, DAMPING)
+            return carried
         scale = self._probe_size(node) / self._norm
         forcing = self._pending / span
 

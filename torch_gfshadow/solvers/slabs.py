@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from torch_gfshadow._kinks import Glance
-from torch_gfshadow.solvers.adams import resized
+from torch_gfshadow.solvers.adams import ON_A_BRANCH, SAFETY, resized
 from torch_gfshadow.solvers.base import (
     AveragingField,
     Field,
@@ -37,8 +37,6 @@ from torch_gfshadow.solvers.base import (
 )
 from torch_gfshadow.solvers.branches import Branches
 
-SAFETY, ON_A_BRANCH = 1.2, 1.5
-"""Error bar over the distance of the two solutions, and where the companion took another branch."""
 SLABS = 3
 """Slabs that the companion takes as one."""
 PRICE = (SLABS + 1) / SLABS
